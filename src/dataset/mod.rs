@@ -1,0 +1,1 @@
+//! Feature sets, training counts and shots.

@@ -1,0 +1,1 @@
+//! Reports: micro, macro, many, medium and few-shot accuracy.
