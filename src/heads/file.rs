@@ -139,7 +139,7 @@ impl Reader<'_> {
     fn head(&self) -> Result<Head, HeadFileError> {
         let format = self.metadata.get("format").cloned().unwrap_or_default();
         if format != FORMAT {
-            return Err(HeadFileError::Format { found: format });
+            return Err(HeadFileError::Format { found: shortened(&format) });
         }
         let kind: HeadKind = self.required("kind")?;
         let num_classes = self.size("classes")?;
@@ -190,8 +190,9 @@ impl Reader<'_> {
             "centroids" | "mean" => kind == HeadKind::Ncm,
             name => TENSORS.contains(&name),
         };
-        match self.tensors.names().iter().find(|name| !belongs(name)) {
-            Some(name) => Err(HeadFileError::UnexpectedTensor { tensor: (*name).to_string(), kind }),
+        // The first in the alphabet, so that the same file is refused with the same words.
+        match self.tensors.names().into_iter().filter(|name| !belongs(name)).min() {
+            Some(name) => Err(HeadFileError::UnexpectedTensor { tensor: shortened(name), kind }),
             None => Ok(()),
         }
     }
@@ -200,7 +201,7 @@ impl Reader<'_> {
         let parse = |found: &String| {
             found.parse().map_err(|names| HeadFileError::Value {
                 key,
-                found: found.clone(),
+                found: shortened(found),
                 expected: format!("one of {names}"),
             })
         };
@@ -215,7 +216,7 @@ impl Reader<'_> {
         let found = self.metadata.get(key).ok_or(HeadFileError::MissingKey { key })?;
         match found.parse() {
             Ok(size) if size > 0 => Ok(size),
-            _ => Err(HeadFileError::Value { key, found: found.clone(), expected: "an integer above 0".to_owned() }),
+            _ => Err(HeadFileError::Value { key, found: shortened(found), expected: "an integer above 0".to_owned() }),
         }
     }
 
@@ -223,7 +224,7 @@ impl Reader<'_> {
         let parse = |found: &String| {
             found.parse().map_err(|_| HeadFileError::Value {
                 key,
-                found: found.clone(),
+                found: shortened(found),
                 expected: "a number".to_owned(),
             })
         };
@@ -242,7 +243,7 @@ impl Reader<'_> {
             Some("scale") => Some(BiasMode::Scale),
             Some(found) => {
                 let expected = "one of drop, keep, scale".to_owned();
-                return Err(HeadFileError::Value { key: "bias", found: found.to_owned(), expected });
+                return Err(HeadFileError::Value { key: "bias", found: shortened(found), expected });
             }
         };
         Ok(default.with(SettingsPatch { tau: self.number("tau")?, bias, temperature: None }, kind)?)
@@ -289,6 +290,15 @@ impl Reader<'_> {
     }
 }
 
+/// What a file says, short enough for a message.
+fn shortened(found: &str) -> String {
+    const MAX_CHARS: usize = 64;
+    match found.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &found[..end]),
+        None => found.to_owned(),
+    }
+}
+
 fn check_shape(tensor: &'static str, found: &[usize], expected: &[usize]) -> Result<(), HeadFileError> {
     if found == expected {
         Ok(())
@@ -304,48 +314,4 @@ fn matrix(values: Vec<f32>, tensor: &'static str, rows: usize, columns: usize) -
         found,
         expected: vec![rows, columns],
     })
-}
-
-/// One tensor to write.
-#[derive(Clone, Debug)]
-pub enum TensorView<'a> {
-    /// float32 in row-major order, with its shape.
-    F32(&'a [f32], Vec<usize>),
-    /// int64 in row-major order, with its shape.
-    I64(&'a [i64], Vec<usize>),
-}
-
-/// Writes a safetensors file. The same tensors and metadata give the same bytes: keys are sorted, and nothing else is written.
-///
-/// # Errors
-/// Those of `out`.
-pub fn write_safetensors(
-    out: &mut impl std::io::Write,
-    metadata: &BTreeMap<String, String>,
-    tensors: &BTreeMap<String, TensorView<'_>>,
-) -> std::io::Result<()> {
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".to_owned(), serde_json::json!(metadata));
-    let mut offset = 0;
-    for (name, tensor) in tensors {
-        let (dtype, shape, n_bytes) = match tensor {
-            TensorView::F32(values, shape) => ("F32", shape, values.len() * 4),
-            TensorView::I64(values, shape) => ("I64", shape, values.len() * 8),
-        };
-        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + n_bytes]});
-        header.insert(name.clone(), entry);
-        offset += n_bytes;
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    // The format asks that the data begin at a multiple of 8.
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    for tensor in tensors.values() {
-        match tensor {
-            TensorView::F32(values, _) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))?,
-            TensorView::I64(values, _) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))?,
-        }
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 use ndarray::{Array1, Array2, Axis};
 use serde::{Deserialize, Serialize};
 
-use super::{BiasMode, FeatureMap, NORM_EPSILON, Scoring, Settings, Weights};
+use super::{BiasMode, FeatureMap, Scoring, Settings, Weights, weights::normalize};
 
 macro_rules! named {
     ($type:ident { $($variant:ident => $name:literal),+ $(,)? }) => {
@@ -167,8 +167,7 @@ impl Head {
             Parameters::Ncm { mut centroids, mean, transform, metric } => {
                 if metric == Metric::Cosine {
                     for mut row in centroids.rows_mut() {
-                        let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt() as f32;
-                        row /= norm.max(NORM_EPSILON);
+                        normalize(&mut row);
                     }
                 }
                 let feature_map = match (transform, mean) {
@@ -256,7 +255,8 @@ impl Head {
                     .map(|class| {
                         let row_scale = of(scale, class, 1.0);
                         let log_norm = log_norms[class] + row_scale.abs().ln();
-                        let normaliser = if log_norm.is_finite() { (-tau * log_norm).exp() } else { 1.0 };
+                        // A scale near the smallest float32 on a norm near it would overflow, and inf · 0 is NaN.
+                        let normaliser = if log_norm.is_finite() { (-tau * log_norm).exp().min(f64::MAX) } else { 1.0 };
                         let bias = row_scale * of(bias, class, 0.0);
                         let shift = match mode {
                             BiasMode::Drop => 0.0,

@@ -26,9 +26,11 @@ mod head;
 mod scoring;
 mod settings;
 mod weights;
+mod write;
 
-pub use file::{FORMAT, HeadFile, HeadFileError, TensorView, write_safetensors};
+pub use file::{FORMAT, HeadFile, HeadFileError};
 pub use head::{DeriveError, Head, HeadKind, Metric, Parameters, TrainPrior, Transform};
 pub use scoring::{Prediction, Scores, Scoring, softmax, top_k};
 pub use settings::{BiasMode, MAX_TAU, Settings, SettingsError, SettingsPatch};
 pub use weights::{Digest, FeatureMap, NORM_EPSILON, Weights};
+pub use write::{TensorView, write_safetensors};

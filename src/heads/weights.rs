@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1};
 use sha2::{Digest as _, Sha256};
 
 /// A norm below this is taken as this when a vector is normalised, as `torch.nn.functional.normalize` does: the zero
@@ -109,8 +109,7 @@ impl Weights {
         }
         if self.feature_map != FeatureMap::Identity {
             for mut row in mapped.rows_mut() {
-                let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-                row /= (norm as f32).max(NORM_EPSILON);
+                normalize(&mut row);
             }
         }
         mapped
@@ -123,6 +122,12 @@ impl Weights {
             if self.squared_norm { mapped.rows().into_iter().map(|row| row.dot(&row)).collect() } else { vec![] };
         (mapped.dot(&self.matrix.t()), norms)
     }
+}
+
+/// Divides `row` by the larger of its norm and [`NORM_EPSILON`], in f64: the norm of large finite values is beyond f32.
+pub(super) fn normalize(row: &mut ArrayViewMut1<'_, f32>) {
+    let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(f64::from(NORM_EPSILON));
+    row.mapv_inplace(|x| (f64::from(x) / norm) as f32);
 }
 
 fn hash_values<'a>(hasher: &mut Sha256, values: impl Iterator<Item = &'a f32>) {
