@@ -1,0 +1,2 @@
+//! The way of an image to its tensor.
+fn main() {}

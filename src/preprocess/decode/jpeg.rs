@@ -1,0 +1,47 @@
+//! JPEG through `zune-jpeg`.
+//!
+//! Not Pillow's decoder: see the differences measured in `tests/it/preprocess_jpeg.rs`. The feature `turbojpeg` takes
+//! libjpeg-turbo instead, whose pixels are Pillow's.
+
+use image::metadata::Orientation;
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::DecodeErrors;
+
+use super::super::error::ImageError;
+use super::super::resample::RgbImage;
+use super::jpeg_header::JpegHeader;
+use super::{DecodeLimits, Decoded, Format, exif};
+
+pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+    let header = JpegHeader::read(bytes)?;
+    header.check(limits)?;
+    let orientation: Orientation = exif::orientation(header.exif);
+    // Three components are taken for YCbCr; when they are not, asking for YCbCr gives them as they are.
+    let color = if header.is_plain_rgb { ColorSpace::YCbCr } else { ColorSpace::RGB };
+    let options = DecoderOptions::default()
+        .set_strict_mode(false) // Damage inside a scan is shown, not refused, as PIL does.
+        .set_max_width(header.width)
+        .set_max_height(header.height)
+        .jpeg_set_out_colorspace(color);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(from_zune_error)?;
+    let mut pixels = vec![0; header.width * header.height * 3];
+    if decoder.dimensions() != Some((header.width, header.height)) {
+        return Err(Format::Jpeg.malformed("two sizes"));
+    }
+    decoder.decode_into(&mut pixels).map_err(from_zune_error)?;
+    RgbImage::new(pixels, header.height, header.width)
+        .map(|image| (image, orientation))
+        .ok_or_else(|| Format::Jpeg.malformed("a side of zero pixels"))
+}
+
+fn from_zune_error(error: DecodeErrors) -> ImageError {
+    match error {
+        DecodeErrors::Unsupported(_) => Format::Jpeg.unsupported(error),
+        // The end marker was found, so data that runs out lies about itself.
+        error => Format::Jpeg.malformed(error),
+    }
+}

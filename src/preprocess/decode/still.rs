@@ -1,0 +1,72 @@
+//! PNG, WebP and BMP, through the decoders of the `image` crate.
+
+use std::io::{Cursor, ErrorKind};
+
+use image::codecs::{bmp::BmpDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::metadata::Orientation;
+use image::{ColorType, ImageDecoder};
+
+use super::super::error::ImageError;
+use super::super::resample::RgbImage;
+use super::{DecodeLimits, Decoded, Format, rgb};
+
+pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+    let reader = Cursor::new(bytes);
+    let fail = |source| from_image_error(format, limits, source);
+    match format {
+        Format::Png => {
+            read(format, PngDecoder::with_limits(reader, limits.of_image_crate()).map_err(fail)?, limits)
+        }
+        Format::WebP => read(format, WebPDecoder::new(reader).map_err(fail)?, limits),
+        _ => read(format, BmpDecoder::new(reader).map_err(fail)?, limits),
+    }
+}
+
+/// Checks what the header says, then decodes.
+fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+    let fail = |source| from_image_error(format, limits, source);
+    let (width, height) = decoder.dimensions();
+    limits.check_size(u64::from(width), u64::from(height))?;
+    let n_pixels = u64::from(width) * u64::from(height);
+    limits.check_alloc(format, decoder.total_bytes().saturating_add(n_pixels * 3))?;
+    decoder.set_limits(limits.of_image_crate()).map_err(fail)?;
+    // A broken EXIF block is no reason to refuse the picture.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let color = decoder.color_type();
+    let mut raw = vec![0; decoder.total_bytes() as usize];
+    decoder.read_image(&mut raw).map_err(fail)?;
+    let words = || raw.chunks_exact(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]]));
+    let pixels = match color {
+        ColorType::Rgb8 => raw,
+        ColorType::Rgba8 => rgb::first_three::<4>(&raw),
+        ColorType::L8 => rgb::from_gray(&raw),
+        ColorType::La8 => rgb::first_as_gray::<2>(&raw),
+        ColorType::L16 => rgb::from_gray16(words()),
+        ColorType::La16 => rgb::first_as_gray::<2>(&rgb::high_bytes(words())),
+        ColorType::Rgb16 => rgb::high_bytes(words()),
+        ColorType::Rgba16 => rgb::first_three::<4>(&rgb::high_bytes(words())),
+        other => return Err(format.unsupported(format!("colour type {other:?}"))),
+    };
+    RgbImage::new(pixels, height as usize, width as usize)
+        .map(|image| (image, orientation))
+        .ok_or_else(|| format.malformed("a side of zero pixels"))
+}
+
+fn from_image_error(format: Format, limits: &DecodeLimits, error: image::ImageError) -> ImageError {
+    if ends_early(&error) {
+        return format.truncated();
+    }
+    match error {
+        image::ImageError::Limits(_) => {
+            ImageError::TooMuchMemory { format: format.name(), max_alloc_bytes: limits.max_alloc_bytes }
+        }
+        image::ImageError::Unsupported(error) => format.unsupported(error),
+        error => format.malformed(error),
+    }
+}
+
+/// Whether reading past the end of the file is at the bottom of an error.
+fn ends_early(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == ErrorKind::UnexpectedEof) || error.source().is_some_and(ends_early)
+}

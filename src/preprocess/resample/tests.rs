@@ -1,0 +1,81 @@
+use super::*;
+
+/// Noise with a fixed seed (xorshift).
+fn noise(height: usize, width: usize) -> RgbImage {
+    let mut state = 0x9e37_79b9_u32;
+    let pixels = (0..height * width * 3)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            // Extremes more often than not: they make the sums overshoot.
+            match state % 4 {
+                0 => 0,
+                1 => 255,
+                _ => (state >> 8) as u8,
+            }
+        })
+        .collect();
+    RgbImage::new(pixels, height, width).expect("the size fits")
+}
+
+const SIZES: [(usize, usize); 10] =
+    [(1, 1), (1, 9), (9, 1), (5, 4), (7, 11), (23, 33), (64, 64), (61, 97), (200, 31), (3, 401)];
+const CONVOLUTIONS: [Interpolation; 3] = [Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos];
+
+#[test]
+fn the_fast_horizontal_pass_gives_the_scalar_bytes() {
+    for (height, width) in SIZES {
+        let image = noise(height, width);
+        for (out, interpolation) in [1, 2, 7, 32, 65].into_iter().flat_map(|out| CONVOLUTIONS.map(|i| (out, i))) {
+            let filter = Filter::of(interpolation).expect("not nearest");
+            let windows = Windows::new(filter, width, out, 0..out);
+            let (mut fast, mut slow) = (Rows::new(height, out), Rows::new(height, out));
+            passes::horizontal(image.view(), &windows, &mut fast);
+            scalar::horizontal(image.view(), &windows, &mut slow);
+            for y in 0..height {
+                assert_eq!(fast.view().row(y), slow.view().row(y), "{height}x{width} to {out}, {interpolation:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_fast_vertical_pass_gives_the_scalar_bytes() {
+    for (height, width) in SIZES {
+        let image = noise(height, width);
+        for (out, interpolation) in [1, 2, 7, 32, 65].into_iter().flat_map(|out| CONVOLUTIONS.map(|i| (out, i))) {
+            let filter = Filter::of(interpolation).expect("not nearest");
+            let windows = Windows::new(filter, height, out, 0..out);
+            let (mut fast, mut slow) = (vec![0; width * 3], vec![0; width * 3]);
+            for y in 0..out {
+                let (start, weights) = windows.get(y);
+                passes::vertical(image.view(), start, weights, &mut fast);
+                scalar::vertical(image.view(), start, weights, &mut slow);
+                assert_eq!(fast, slow, "{height}x{width} to {out}, {interpolation:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_is_the_same_part_of_the_whole() {
+    let image = noise(47, 61);
+    let window = Rect { top: 5, left: 9, height: 20, width: 13 };
+    for interpolation in [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos] {
+        for (height, width) in [(31, 29), (47, 29), (31, 61), (47, 61), (90, 70)] {
+            let whole = resample(image.view(), interpolation, &Target::whole(height, width));
+            let part = resample(image.view(), interpolation, &Target { height, width, window });
+            let expected = resample(whole.view().crop(window).expect("inside"), interpolation, &Target::whole(20, 13));
+            assert_eq!(part, expected, "{interpolation:?} to {height}x{width}");
+        }
+    }
+}
+
+#[test]
+fn an_unchanged_size_keeps_every_byte() {
+    let image = noise(13, 17);
+    for interpolation in CONVOLUTIONS {
+        assert_eq!(resample(image.view(), interpolation, &Target::whole(13, 17)), image);
+    }
+}
