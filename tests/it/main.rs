@@ -1,1 +1,10 @@
 //! The one integration binary.
+#![allow(clippy::unwrap_used)]
+
+mod heads;
+
+/// The same cases on every run, and no files of failures.
+fn seeded(cases: u32) -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, RngSeed};
+    Config { cases, rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() }
+}
