@@ -68,7 +68,7 @@ impl DecodePool {
                 }
                 Err(source) => {
                     metrics.image_error(source.reason());
-                    job.fail(BatchError::Image { index: 0, source });
+                    job.fail(BatchError::Image { index: 0, source: Arc::new(source) });
                 }
             }
         };

@@ -37,7 +37,7 @@ pub enum BatchError {
         /// Its index in the request, from 0.
         index: usize,
         /// Why.
-        source: ImageError,
+        source: Arc<ImageError>,
     },
     /// The features of a row are so large that the logits are not finite numbers.
     #[error("row {row}: the logits are not finite")]

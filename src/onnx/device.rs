@@ -133,6 +133,18 @@ pub(super) fn providers_to_try(choice: DeviceChoice) -> Vec<Provider> {
     }
 }
 
+impl DeviceChoice {
+    /// Whether sessions may well end up on CUDA: it is asked for, or `auto` and the library that is loaded knows it.
+    /// Whether it really works only a session can tell; this is for defaults that must be chosen before.
+    pub fn expects_cuda(self) -> bool {
+        match self {
+            Self::Cpu => false,
+            Self::Cuda { .. } => true,
+            Self::Auto => ep::CUDA::is_available().unwrap_or(false),
+        }
+    }
+}
+
 /// The CUDA provider's settings.
 ///
 /// # Why these?
