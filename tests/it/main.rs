@@ -2,6 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod heads;
+mod onnx;
+mod onnx_cut;
+mod onnx_library;
+mod onnx_scorer;
+mod onnx_session;
 
 /// The same cases on every run, and no files of failures.
 fn seeded(cases: u32) -> proptest::test_runner::Config {
