@@ -32,5 +32,6 @@ pub use file::{FORMAT, HeadFile, HeadFileError};
 pub use head::{DeriveError, Head, HeadKind, Metric, Parameters, TrainPrior, Transform};
 pub use scoring::{Prediction, Scores, Scoring, softmax, top_k};
 pub use settings::{BiasMode, MAX_TAU, Settings, SettingsError, SettingsPatch};
+pub(crate) use weights::hash_values;
 pub use weights::{Digest, FeatureMap, NORM_EPSILON, Weights};
 pub use write::{TensorView, write_safetensors};
