@@ -41,9 +41,19 @@ pub(super) fn good_labels() -> Vec<u8> {
 }
 
 pub(super) fn zip_of(members: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
+    zip_with(members, SimpleFileOptions::default().compression_method(method))
+}
+
+/// An archive whose members have 64-bit sizes, as NumPy writes them whatever the size.
+pub(super) fn zip64_of(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    zip_with(members, options.large_file(true))
+}
+
+fn zip_with(members: &[(&str, &[u8])], options: SimpleFileOptions) -> Vec<u8> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, data) in members {
-        writer.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
+        writer.start_file(*name, options).unwrap();
         writer.write_all(data).unwrap();
     }
     writer.finish().unwrap().into_inner()

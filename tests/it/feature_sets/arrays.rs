@@ -8,6 +8,7 @@ use super::{
     ENOUGH,
     archives::{
         f32_bytes, good_features, good_labels, good_npz, i64_bytes, npy, npy_with_header, npz, tensors, zip_of,
+        zip64_of,
     },
     read,
 };
@@ -82,6 +83,7 @@ fn members_may_be_deflated_be_in_any_order_and_have_company() {
     let (features, labels) = (good_features(), good_labels());
     check("deflated", &zip_of(&[("features.npy", &features), ("labels.npy", &labels)], CompressionMethod::Deflated));
     check("feats", &zip_of(&[("labels.npy", &labels), ("feats.npy", &features)], CompressionMethod::Stored));
+    check("64-bit sizes", &zip64_of(&[("features.npy", &features), ("labels.npy", &labels)]));
     let company: [(&str, &[u8]); 4] =
         [("names.npy", b"no array"), ("labels.npy", &labels), ("dir/features.npy", b""), ("features.npy", &features)];
     check("company", &zip_of(&company, CompressionMethod::Stored));
