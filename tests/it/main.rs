@@ -1,6 +1,7 @@
 //! The one integration binary.
 #![allow(clippy::unwrap_used)]
 
+mod feature_sets;
 mod heads;
 
 /// The same cases on every run, and no files of failures.
