@@ -1,1 +1,4 @@
 //! The one integration binary.
+
+#[cfg(feature = "server")]
+mod preprocess;

@@ -18,7 +18,30 @@ pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Res
             read(format, PngDecoder::with_limits(reader, limits.of_image_crate()).map_err(fail)?, limits)
         }
         Format::WebP => read(format, WebPDecoder::new(reader).map_err(fail)?, limits),
-        _ => read(format, BmpDecoder::new(reader).map_err(fail)?, limits),
+        _ => {
+            let (mut image, orientation) = read(format, BmpDecoder::new(reader).map_err(fail)?, limits)?;
+            rescale_bmp16(bytes, &mut image);
+            Ok((image, orientation))
+        }
+    }
+}
+
+/// Widens the channels of a 16-bit BMP as Pillow does, `v * 255 / max` rounded down. The decoder repeats their bits
+/// instead, which is up to 1 more.
+fn rescale_bmp16(bytes: &[u8], image: &mut RgbImage) {
+    if bytes.get(28..30) != Some(&[16, 0]) {
+        return;
+    }
+    // Six bits of green only if the mask behind the header says so; the other two are five bits wide in either case.
+    let green_bits = if bytes.get(58..62) == Some(&[0xe0, 0x07, 0, 0]) && bytes.get(30) == Some(&3) { 6 } else { 5 };
+    let widened = |value: u8, bits: u32| {
+        let max = (1u32 << bits) - 1;
+        ((u32::from(value) >> (8 - bits)) * 255 / max) as u8
+    };
+    for pixel in image.pixels_mut().chunks_exact_mut(3) {
+        pixel[0] = widened(pixel[0], 5);
+        pixel[1] = widened(pixel[1], green_bits);
+        pixel[2] = widened(pixel[2], 5);
     }
 }
 
