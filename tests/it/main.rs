@@ -2,3 +2,5 @@
 
 #[cfg(feature = "server")]
 mod preprocess;
+#[cfg(feature = "server")]
+mod preprocess_hostile;

@@ -22,11 +22,13 @@ use avx2 as passes;
 #[cfg(not(target_arch = "x86_64"))]
 use scalar as passes;
 
+use std::fmt;
+
 use super::config::Interpolation;
 use filter::{Filter, Windows};
 
 /// A decoded image: rows from the top, three bytes a pixel, red first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RgbImage {
     pixels: Vec<u8>,
     height: usize,
@@ -62,6 +64,13 @@ impl RgbImage {
     /// All of it, to read from.
     pub fn view(&self) -> View<'_> {
         View { pixels: &self.pixels, stride: self.width * 3, height: self.height, width: self.width }
+    }
+}
+
+impl fmt::Debug for RgbImage {
+    /// The size alone; nobody reads a million bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RgbImage").field("height", &self.height).field("width", &self.width).finish_non_exhaustive()
     }
 }
 

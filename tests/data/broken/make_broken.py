@@ -60,8 +60,7 @@ def truncations():
     for format, keep in [("JPEG", 3), ("PNG", 8), ("GIF", 6), ("WEBP", 12), ("BMP", 2), ("TIFF", 4)]:
         data = saved(format)
         suffix = format.lower()
-        reason = "malformed" if format == "WEBP" else "truncated"
-        broken(f"half.{suffix}", data[: len(data) // 2], reason)
+        broken(f"half.{suffix}", data[: len(data) // 2], "truncated")
         broken(f"signature.{suffix}", data[:keep], "truncated")
     jpeg = saved("JPEG")
     broken("no_end.jpeg", jpeg[:-2], "truncated")
@@ -104,7 +103,7 @@ def pngs():
     broken("wide.png", png(16385, 1, row), "too_large")
     broken("zero_width.png", png(0, 3, row), "malformed")
     broken("zero_height.png", png(3, 0, row), "malformed")
-    broken("few_rows.png", png(3, 300, zlib.compress(bytes(10))), "truncated")
+    broken("few_rows.png", png(3, 300, zlib.compress(bytes(10))), "malformed")
     broken("bad_depth.png", png(3, 3, row, bits=7), "malformed")
     broken("bad_colour.png", png(3, 3, row, color=5), "malformed")
     broken("no_palette.png", png(3, 3, zlib.compress(bytes(12)), color=3), "malformed")
@@ -125,20 +124,26 @@ def gifs():
     broken("huge_canvas.gif", gif[:6] + struct.pack("<HH", 65535, 65535) + gif[10:], "too_large")
     broken("zero_canvas.gif", gif[:6] + struct.pack("<HH", 0, 0) + gif[10:], "malformed")
     broken("frame_outside.gif", gif[:6] + struct.pack("<HH", 5, 5) + gif[10:], "malformed")
-    at = gif.index(b"\x2c\0\0\0\0")
+    at = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+    while gif[at] == 0x21:  # extensions
+        at += 2
+        while gif[at]:
+            at += gif[at] + 1
+        at += 1
     broken("huge_frame.gif", gif[: at + 5] + struct.pack("<HH", 65535, 65535) + gif[at + 9 :], "malformed")
     broken("far_frame.gif", gif[: at + 1] + struct.pack("<HH", 60000, 60000) + gif[at + 5 :], "malformed")
     broken("no_frame.gif", gif[:at] + b";", "malformed")
     broken("bad_code_size.gif", gif[: at + 10] + b"\x0f" + gif[at + 11 :], "malformed")
-    broken("few_pixels.gif", gif[: at + 11] + gif[at + 11 : at + 12].replace(gif[at + 11 : at + 12], b"\x03") + gif[at + 12 : at + 15] + b"\0;", "truncated")
+    broken("few_pixels.gif", gif[: at + 11] + b"\3" + gif[at + 12 : at + 15] + b"\0;", "malformed")
 
 
 def webps():
     webp = saved("WEBP", lossless=True)
     at = webp.index(b"VP8L")
     # 14 bits of width - 1, 14 of height - 1.
-    broken("huge.webp", webp[: at + 9] + b"\xff\xff\xff\x0f" + webp[at + 13 :], "too_large")
-    broken("wrong_length.webp", webp[: at + 4] + b"\xff\xff\xff\x7f" + webp[at + 8 :], "malformed")
+    huge = webp[at : at + 9] + b"\xff\xff\xff\x0f" + webp[at + 13 :]
+    broken("huge.webp", b"RIFF" + struct.pack("<I", len(huge) + 4) + b"WEBP" + huge, "too_large")
+    broken("wrong_length.webp", webp[: at + 4] + b"\xff\xff\xff\x7f" + webp[at + 8 :], "truncated")
     broken("no_picture.webp", b"RIFF\x0c\0\0\0WEBPJUNK\0\0\0\0", "malformed")
     lossy = saved("WEBP")
     at = lossy.index(b"VP8 ")
@@ -154,10 +159,10 @@ def bmps():
     broken("bomb.bmp", with_size(50000, 50000), "too_large")
     broken("lowest_height.bmp", with_size(5, -(2**31)), "malformed")
     broken("negative_width.bmp", with_size(-5, 5), "malformed")
-    broken("zero.bmp", with_size(0, 5), "malformed")
+    broken("zero.bmp", with_size(0, 5), "unsupported")
     broken("more_rows.bmp", with_size(24, 5000), "truncated")
     broken("far_data.bmp", bmp[:10] + struct.pack("<I", 0x7FFFFFFF) + bmp[14:], "truncated")
-    broken("bad_depth.bmp", bmp[:28] + struct.pack("<H", 13) + bmp[30:], "unsupported")
+    broken("bad_depth.bmp", bmp[:28] + struct.pack("<H", 13) + bmp[30:], "malformed")
     broken("png_inside.bmp", bmp[:30] + struct.pack("<I", 5) + bmp[34:], "unsupported")
 
 
@@ -179,13 +184,13 @@ def tiffs():
     broken("bomb.tiff", gray(60000, 60000), "too_large")
     broken("most_pixels.tiff", gray(0xFFFFFFFF, 0xFFFFFFFF), "too_large")
     broken("zero.tiff", gray(0, 3), "malformed")
-    broken("huge_strip.tiff", gray(4, 3, strip_bytes=0xFFFFFFF0, extra=[(273, 4, 1, 100000)]), "truncated")
+    broken("huge_strip.tiff", gray(4, 3, strip_bytes=0xFFFFFFF0, extra=[(273, 4, 1, 100000)]), "too_large")
     broken("many_strips.tiff", gray(4, 3, rows=1), "malformed")
     broken("many_offsets.tiff", gray(4, 3, extra=[(273, 4, 0x3FFFFFFF, 8)]), "too_large")
     broken("seven_bits.tiff", gray(4, 3, extra=[(258, 3, 1, 7)]), "unsupported")
     broken("jpeg_inside.tiff", gray(4, 3, extra=[(259, 3, 1, 7)]), "unsupported")
     broken("palette.tiff", saved("TIFF", mode="P"), "unsupported")
-    broken("no_directory.tiff", b"II*\0" + struct.pack("<I", 0), "malformed")
+    broken("no_directory.tiff", b"II*\0" + struct.pack("<I", 0), "truncated")
     broken("far_directory.tiff", b"II*\0" + struct.pack("<I", 0x7FFFFFFF), "truncated")
     # A directory whose next one is itself.
     looped = bytearray(gray(4, 3))
