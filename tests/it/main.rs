@@ -3,6 +3,10 @@
 
 mod feature_sets;
 mod heads;
+#[cfg(feature = "server")]
+mod preprocess;
+#[cfg(feature = "server")]
+mod preprocess_hostile;
 
 /// The same cases on every run, and no files of failures.
 fn seeded(cases: u32) -> proptest::test_runner::Config {
