@@ -4,6 +4,16 @@
 mod feature_sets;
 mod heads;
 #[cfg(feature = "server")]
+mod onnx;
+#[cfg(feature = "server")]
+mod onnx_cut;
+#[cfg(feature = "server")]
+mod onnx_library;
+#[cfg(feature = "server")]
+mod onnx_scorer;
+#[cfg(feature = "server")]
+mod onnx_session;
+#[cfg(feature = "server")]
 mod preprocess;
 #[cfg(feature = "server")]
 mod preprocess_hostile;
