@@ -15,7 +15,9 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+pub(crate) use directory::read_labels;
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
+pub(crate) use load::classifier_head_file;
 pub use load::{LoadError, LoadOptions, load_model};
 pub use model::{Model, RegistryError};
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};
