@@ -3,6 +3,7 @@
 //! A reader takes one [`ModelState`] for a request and sees nothing else of it: an answer never mixes two states. A writer
 //! makes a new state from the current one, writes it to the state directory, and only then swaps it in.
 
+mod backbone;
 mod directory;
 mod load;
 mod manifest;
