@@ -1,2 +1,5 @@
 //! The `equipoise` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    equipoise::cli::main()
+}

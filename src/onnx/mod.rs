@@ -1,1 +1,36 @@
 //! ONNX Runtime: the only place that knows `ort`.
+//!
+//! ```text
+//! library   finds libonnxruntime and loads it, once per process
+//! device    what was asked for, what is in use
+//! session   the backbone: images [n,3,H,W] -> features [n,D]
+//! scorer    a head's matrix product: features -> raw scores [n,C]
+//! cut       a whole classifier -> backbone and head (`equipoise import`)
+//! ```
+//! A session belongs to one thread at a time. Features stay on the device between backbone and head.
+
+mod assignment;
+mod build;
+mod contract;
+mod cut;
+mod device;
+mod error;
+mod features;
+mod head_graph;
+mod library;
+mod proto;
+mod proto_rest;
+mod scorer;
+mod session;
+
+pub use cut::{
+    CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
+    cut_classifier, prove_cut,
+};
+pub use device::{DeviceChoice, ParseDeviceError, Provider, SessionOptions};
+pub use error::OnnxError;
+pub use features::Features;
+pub use head_graph::{ScorerSpec, Transform};
+pub use library::{Found, LibraryError, OLDEST_MINOR_VERSION, Runtime, SearchPlaces, init};
+pub use scorer::{Scorer, Scores};
+pub use session::Backbone;

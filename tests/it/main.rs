@@ -1,6 +1,25 @@
 //! The one integration binary.
+#![allow(clippy::unwrap_used)]
 
+mod feature_sets;
+mod heads;
+#[cfg(feature = "server")]
+mod onnx;
+#[cfg(feature = "server")]
+mod onnx_cut;
+#[cfg(feature = "server")]
+mod onnx_library;
+#[cfg(feature = "server")]
+mod onnx_scorer;
+#[cfg(feature = "server")]
+mod onnx_session;
 #[cfg(feature = "server")]
 mod preprocess;
 #[cfg(feature = "server")]
 mod preprocess_hostile;
+
+/// The same cases on every run, and no files of failures.
+fn seeded(cases: u32) -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, RngSeed};
+    Config { cases, rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() }
+}

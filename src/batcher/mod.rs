@@ -1,0 +1,225 @@
+//! From the bytes of a request to its answer: admission, decoding, batching.
+//!
+//! ```text
+//! Batcher (async) --admit--> decode pool (threads) --queue--> workers (threads, one session each) --reply--> Batcher
+//! ```
+//!
+//! * Every image holds a place from admission until a worker takes it; places are counted, so the queue has one bound,
+//!   in images, for all that waits. When there is none left the request is refused at once.
+//! * A worker takes what waits, up to its share and the maximum. Requests for different heads, taus and versions are in
+//!   one batch: the backbone runs once, each distinct matrix product once, and only the `O(C)` part is each request's own.
+//! * A caller that hung up has dropped its reply: its images are skipped wherever they are.
+
+mod decode_pool;
+mod job;
+mod scorers;
+mod worker;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
+
+pub use decode_pool::DecodePool;
+pub use job::{BatchError, HeadRequest, Output, Timing, Wanted};
+pub use scorers::ScorerPool;
+pub use worker::Backbone;
+
+use crate::{metrics::ModelMetrics, preprocess::Preprocessor};
+use job::{Answer, Input, Job};
+use worker::Worker;
+
+/// Feature rows in one job: few enough to share the workers fairly, many enough for the matrix product.
+const FEATURE_ROWS_PER_JOB: usize = 64;
+
+/// The bounds of a batcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Images that may wait at once.
+    pub queue_capacity: usize,
+    /// Images in one batch.
+    pub max_batch_size: usize,
+    /// How long the first image of a batch waits for others.
+    pub max_queue_delay: Duration,
+}
+
+/// What a caller asks of a model: how its inputs come, what it wants, and until when.
+#[derive(Debug)]
+pub enum Inputs {
+    /// Encoded images.
+    Images(Vec<Bytes>),
+    /// Feature rows, `[n, D]` in row-major order.
+    Features {
+        /// The values.
+        rows: Vec<f32>,
+        /// How many rows.
+        n: usize,
+    },
+}
+
+impl Inputs {
+    /// How many places in the queue they take.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Images(images) => images.len(),
+            Self::Features { n, .. } => *n,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The outputs of a request, in the order of its inputs.
+#[derive(Debug)]
+pub struct Outputs {
+    /// One for each image or row.
+    pub rows: Vec<Output>,
+    /// The longest that any of them spent in each phase.
+    pub timing: Timing,
+}
+
+/// The way into a model. Cheap to clone; the workers end when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Batcher {
+    places: Arc<Semaphore>,
+    limits: BatchLimits,
+    queue: crossbeam_channel::Sender<Job>,
+    decode_pool: DecodePool,
+    preprocessor: Arc<Preprocessor>,
+    metrics: ModelMetrics,
+    n_workers: usize,
+}
+
+impl Batcher {
+    /// Starts one worker thread for each of `backbones`.
+    ///
+    /// # Errors
+    /// Those of starting a thread.
+    pub fn start(
+        backbones: Vec<Box<dyn Backbone>>,
+        preprocessor: Preprocessor,
+        decode_pool: DecodePool,
+        limits: BatchLimits,
+        metrics: ModelMetrics,
+    ) -> std::io::Result<Self> {
+        let (queue, jobs) = crossbeam_channel::unbounded();
+        let n_workers = backbones.len();
+        metrics.queue_capacity.set(i64::try_from(limits.queue_capacity).unwrap_or(i64::MAX));
+        for (index, backbone) in backbones.into_iter().enumerate() {
+            let worker = Worker::new(index, n_workers, backbone, jobs.clone(), limits, metrics.clone());
+            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
+        }
+        let places = Arc::new(Semaphore::new(limits.queue_capacity));
+        let preprocessor = Arc::new(preprocessor);
+        Ok(Self { places, limits, queue, decode_pool, preprocessor, metrics, n_workers })
+    }
+
+    /// How many workers, and so sessions, there are.
+    pub fn n_workers(&self) -> usize {
+        self.n_workers
+    }
+
+    /// How images become tensors.
+    pub fn preprocessor(&self) -> &Preprocessor {
+        &self.preprocessor
+    }
+
+    /// The bounds.
+    pub fn limits(&self) -> BatchLimits {
+        self.limits
+    }
+
+    /// Images that have been admitted and are not in a batch yet.
+    pub fn queue_depth(&self) -> usize {
+        self.limits.queue_capacity.saturating_sub(self.places.available_permits())
+    }
+
+    /// Brings the queue depth gauge up to date.
+    pub fn observe_queue(&self) {
+        self.metrics.queue_depth.set(i64::try_from(self.queue_depth()).unwrap_or(i64::MAX));
+    }
+
+    /// Runs a request through: all of its inputs are admitted, or none.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the queue is full or could never hold so many, an image is unreadable, the deadline has passed, or a
+    /// worker failed.
+    pub async fn run(&self, inputs: Inputs, wanted: Wanted, deadline: Instant) -> Result<Outputs, BatchError> {
+        let mut places = self.admit(inputs.len())?;
+        let wanted = Arc::new(wanted);
+        let mut place_for = |n: usize| places.split(n).ok_or(BatchError::WorkerLost);
+        let mut replies = Vec::new();
+        match inputs {
+            Inputs::Images(images) => {
+                for image in images {
+                    let (reply, answer) = oneshot::channel();
+                    let job = self.job(Input::Undecoded, 1, &wanted, reply, place_for(1)?, deadline);
+                    self.decode_pool.decode(image, &self.preprocessor, job, &self.queue, &self.metrics)?;
+                    replies.push(answer);
+                }
+            }
+            Inputs::Features { rows, n } => {
+                let dim = rows.len() / n.max(1);
+                for chunk in rows.chunks(dim.max(1) * FEATURE_ROWS_PER_JOB) {
+                    let n_rows = chunk.len() / dim.max(1);
+                    let (reply, answer) = oneshot::channel();
+                    let input = Input::Features { rows: chunk.to_vec(), dim };
+                    let job = self.job(input, n_rows, &wanted, reply, place_for(n_rows)?, deadline);
+                    self.queue.send(job).map_err(|_| BatchError::WorkerLost)?;
+                    replies.push(answer);
+                }
+            }
+        }
+        let collect = collect(replies);
+        match tokio::time::timeout_at(deadline.into(), collect).await {
+            Ok(outputs) => outputs,
+            Err(_) => Err(BatchError::DeadlineExceeded),
+        }
+    }
+
+    fn admit(&self, n: usize) -> Result<OwnedSemaphorePermit, BatchError> {
+        let capacity = self.limits.queue_capacity;
+        let too_many = BatchError::TooManyImages { n, capacity };
+        let wanted = match u32::try_from(n) {
+            Ok(wanted) if n <= capacity => wanted,
+            _ => return Err(too_many),
+        };
+        Arc::clone(&self.places).try_acquire_many_owned(wanted).map_err(|error| match error {
+            TryAcquireError::NoPermits => BatchError::QueueFull { capacity },
+            TryAcquireError::Closed => BatchError::WorkerLost,
+        })
+    }
+
+    fn job(
+        &self,
+        input: Input,
+        n: usize,
+        wanted: &Arc<Wanted>,
+        reply: oneshot::Sender<Result<Answer, BatchError>>,
+        place: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Job {
+        Job { input, n, wanted: Arc::clone(wanted), reply, place: Some(place), deadline, preprocess: Duration::ZERO, queued_at: Instant::now() }
+    }
+}
+
+/// Waits for every part of a request. Dropping the rest of `replies` at the first error is what cancels the other parts.
+async fn collect(replies: Vec<oneshot::Receiver<Result<Answer, BatchError>>>) -> Result<Outputs, BatchError> {
+    let mut outputs = Outputs { rows: Vec::with_capacity(replies.len()), timing: Timing::default() };
+    for (index, reply) in replies.into_iter().enumerate() {
+        let answer = reply.await.map_err(|_| BatchError::WorkerLost)?.map_err(|error| match error {
+            BatchError::Image { source, .. } => BatchError::Image { index, source },
+            BatchError::NotFinite { row } => BatchError::NotFinite { row: outputs.rows.len() + row },
+            other => other,
+        })?;
+        outputs.rows.extend(answer.rows);
+        outputs.timing = outputs.timing.max(answer.timing);
+    }
+    Ok(outputs)
+}

@@ -1,0 +1,336 @@
+//! Bodies: read within a bound of bytes and time, and taken apart strictly.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    http::{HeaderMap, header},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, SeqAccess, Visitor},
+};
+
+use super::error::ApiError;
+use crate::batcher::Inputs;
+
+/// Reads a whole body of at most `limit` bytes before `deadline`.
+pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    let read = async {
+        let mut stream = body.into_data_stream();
+        let mut first: Option<Bytes> = None;
+        let mut rest = BytesMut::new();
+        let mut length = 0;
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| ApiError::BodyIncomplete(error.to_string()))?;
+            length += chunk.len();
+            if length > limit {
+                return Err(ApiError::BodyTooLarge { limit });
+            }
+            // A small body is one chunk, which needs no copy.
+            match (&first, rest.is_empty()) {
+                (None, true) => first = Some(chunk),
+                _ => {
+                    if let Some(first) = first.take() {
+                        rest.reserve(declared.map_or(first.len() + chunk.len(), |length| length as usize));
+                        rest.extend_from_slice(&first);
+                    }
+                    rest.extend_from_slice(&chunk);
+                }
+            }
+        }
+        Ok(first.unwrap_or_else(|| rest.freeze()))
+    };
+    tokio::time::timeout_at(deadline.into(), read).await.unwrap_or(Err(ApiError::BodyTooSlow))
+}
+
+/// What a content type says, without its parameters.
+pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().unwrap_or("?");
+    Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+/// The forms of a body that brings images or features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InputsForm {
+    /// The body is one image.
+    Image,
+    /// Each part is an image.
+    Multipart,
+    /// `{"images": [...]}` or `{"features": [...]}`.
+    Json,
+}
+
+impl InputsForm {
+    /// The form that a content type announces. None at all, and what curl sends by itself, is an image.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let Some(media_type) = media_type(headers) else { return Ok(Self::Image) };
+        match media_type.as_str() {
+            "application/octet-stream" | "application/x-www-form-urlencoded" => Ok(Self::Image),
+            "multipart/form-data" => Ok(Self::Multipart),
+            "application/json" => Ok(Self::Json),
+            image if image.starts_with("image/") => Ok(Self::Image),
+            _ => Err(ApiError::UnsupportedMediaType {
+                found: media_type,
+                expected: "image/*, application/octet-stream, multipart/form-data or application/json",
+            }),
+        }
+    }
+
+    /// The images or features of a body of this form, for a model that takes `feature_dim` features.
+    pub(super) async fn parse(self, headers: &HeaderMap, body: Bytes, feature_dim: usize) -> Result<Inputs, ApiError> {
+        match self {
+            Self::Image => Ok(Inputs::Images(vec![body])),
+            Self::Multipart => multipart(headers, body).await,
+            Self::Json => json_inputs(&body, feature_dim),
+        }
+    }
+}
+
+async fn multipart(headers: &HeaderMap, body: Bytes) -> Result<Inputs, ApiError> {
+    let broken = |error: multer::Error| ApiError::Multipart(error.to_string());
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let boundary = multer::parse_boundary(content_type).map_err(broken)?;
+    let once = futures_util::stream::once(std::future::ready(Ok::<_, std::convert::Infallible>(body)));
+    let mut parts = multer::Multipart::new(once, boundary);
+    let mut images = Vec::new();
+    while let Some(part) = parts.next_field().await.map_err(broken)? {
+        images.push(part.bytes().await.map_err(broken)?);
+    }
+    if images.is_empty() {
+        return Err(ApiError::Invalid("the multipart body has no parts".to_owned()));
+    }
+    Ok(Inputs::Images(images))
+}
+
+fn json_inputs(body: &[u8], feature_dim: usize) -> Result<Inputs, ApiError> {
+    let parsed: JsonInputs = json_with(body, JsonInputsSeed { feature_dim })?;
+    match (parsed.images, parsed.features) {
+        (Some(images), None) if images.is_empty() => Err(ApiError::Invalid("`images` is empty".to_owned())),
+        (None, Some((_, 0))) => Err(ApiError::Invalid("`features` is empty".to_owned())),
+        (Some(images), None) => {
+            let decode = |(index, image): (usize, JsonImage)| {
+                let invalid = |error| ApiError::Invalid(format!("image {index}: `b64` is not base64: {error}"));
+                STANDARD.decode(image.b64).map(Bytes::from).map_err(invalid)
+            };
+            images.into_iter().enumerate().map(decode).collect::<Result<_, _>>().map(Inputs::Images)
+        }
+        (None, Some((rows, n))) => Ok(Inputs::Features { rows, n }),
+        (Some(_), Some(_)) => Err(ApiError::Invalid("`images` and `features` exclude each other".to_owned())),
+        (None, None) => Err(ApiError::Invalid("the body needs `images` or `features`".to_owned())),
+    }
+}
+
+/// Parses a JSON body: 400 if it is not JSON, 422 if it is and says something else than `T`.
+pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    json_with(body, std::marker::PhantomData::<T>)
+}
+
+fn json_with<'de, S: DeserializeSeed<'de>>(body: &'de [u8], seed: S) -> Result<S::Value, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let parsed = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
+    parsed.map_err(|error| {
+        // What is wrong was found before the end was seen, and there may be no JSON behind it.
+        let is_json = || {
+            let mut rest = serde_json::Deserializer::from_slice(body);
+            IgnoredAny::deserialize(&mut rest).and_then(|_| rest.end()).is_ok()
+        };
+        if error.is_data() && is_json() || error.to_string().starts_with("number out of range") {
+            ApiError::Invalid(error.to_string())
+        } else {
+            ApiError::JsonSyntax(error.to_string())
+        }
+    })
+}
+
+/// Takes a value that stands there, and refuses `null`: a setting is changed or left out.
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JsonImage {
+    b64: String,
+}
+
+#[derive(Default)]
+struct JsonInputs {
+    images: Option<Vec<JsonImage>>,
+    /// The values in row-major order, and the number of rows.
+    features: Option<(Vec<f32>, usize)>,
+}
+
+struct JsonInputsSeed {
+    feature_dim: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for JsonInputsSeed {
+    type Value = JsonInputs;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<JsonInputs, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for JsonInputsSeed {
+    type Value = JsonInputs;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object with `images` or `features`")
+    }
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<JsonInputs, A::Error> {
+        let mut inputs = JsonInputs::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "images" if inputs.images.is_none() => inputs.images = Some(map.next_value()?),
+                "features" if inputs.features.is_none() => {
+                    inputs.features = Some(map.next_value_seed(RowsSeed { feature_dim: self.feature_dim })?);
+                }
+                "images" | "features" => return Err(A::Error::custom(format!("`{key}` stands there twice"))),
+                _ => return Err(A::Error::unknown_field(&key, &["images", "features"])),
+            }
+        }
+        Ok(inputs)
+    }
+}
+
+/// Reads rows into one vector, with no tree of values between.
+struct RowsSeed {
+    feature_dim: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for RowsSeed {
+    type Value = (Vec<f32>, usize);
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RowsSeed {
+    type Value = (Vec<f32>, usize);
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of feature rows")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<Self::Value, A::Error> {
+        let (mut values, mut n) = (Vec::new(), 0);
+        while rows.next_element_seed(RowSeed { values: &mut values, row: n, feature_dim: self.feature_dim })?.is_some() {
+            n += 1;
+        }
+        Ok((values, n))
+    }
+}
+
+struct RowSeed<'a> {
+    values: &'a mut Vec<f32>,
+    row: usize,
+    feature_dim: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RowSeed<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "row {} of `features` to be a list of {} numbers", self.row, self.feature_dim)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
+        let start = self.values.len();
+        while let Some(value) = row.next_element::<f64>().map_err(|error| in_row(self.row, &error))? {
+            let narrow = value as f32;
+            if !narrow.is_finite() {
+                return Err(A::Error::custom(format!("row {}: {value} is beyond float32", self.row)));
+            }
+            self.values.push(narrow);
+        }
+        match self.values.len() - start {
+            found if found == self.feature_dim => Ok(()),
+            found => {
+                let expected = self.feature_dim;
+                Err(A::Error::custom(format!("row {} has {found} values, and the model takes {expected}", self.row)))
+            }
+        }
+    }
+}
+
+fn in_row<E: serde::de::Error>(row: usize, error: &E) -> E {
+    let message = error.to_string();
+    // Whoever sorts errors by kind looks at how this one begins.
+    if message.starts_with("number out of range") { E::custom(message) } else { E::custom(format!("row {row}: {message}")) }
+}
+
+/// A body that somebody else can go on reading once its first reader has dropped it.
+///
+/// Why? A request that is refused before its body was read leaves bytes on the connection. If the connection is then
+/// closed, the caller's system may throw the answer away with it: the caller sees a broken pipe instead of the reason.
+#[derive(Clone)]
+pub(super) struct SharedBody(Arc<Mutex<Body>>);
+
+impl SharedBody {
+    pub(super) fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(body)))
+    }
+
+    /// The body to hand on.
+    pub(super) fn to_body(&self) -> Body {
+        Body::new(self.clone())
+    }
+
+    /// Reads what is left and throws it away, within bounds.
+    pub(super) async fn drain(self, max_bytes: usize, max_time: Duration) {
+        let drain = async {
+            let mut stream = Body::new(self).into_data_stream();
+            let mut length = 0;
+            while let Some(Ok(chunk)) = stream.next().await {
+                length += chunk.len();
+                if length > max_bytes {
+                    break;
+                }
+            }
+        };
+        // Who sends for longer is cut off.
+        let _ = tokio::time::timeout(max_time, drain).await;
+    }
+
+    fn with<T>(&self, look: impl FnOnce(Pin<&mut Body>) -> T) -> T {
+        look(Pin::new(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Whether everything has been read.
+    pub(super) fn is_read(&self) -> bool {
+        self.with(|body| body.is_end_stream())
+    }
+}
+
+impl HttpBody for SharedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        self.with(|body| body.poll_frame(context))
+    }
+    fn is_end_stream(&self) -> bool {
+        self.is_read()
+    }
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.with(|body| body.size_hint())
+    }
+}
+

@@ -1,0 +1,79 @@
+//! `POST /v1/models/{model}/classify`.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::{Path, RawQuery, State},
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use serde::de::DeserializeOwned;
+
+use super::{
+    App, AppState,
+    body::{self, InputsForm},
+    error::ApiError,
+    layers::Arrived,
+    predictions::{ClassifyResponse, HeadChoice, choose_heads},
+};
+use crate::{batcher::Wanted, registry::Model};
+
+/// `POST /v1/models/{model}/classify`
+pub(super) async fn classify(
+    State(app): AppState,
+    Extension(arrived): Extension<Arrived>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    answer(&app, app.registry.model(Some(&name))?, arrived, query, headers, body).await
+}
+
+/// `POST /v1/classify`: the same on the default model.
+pub(super) async fn classify_default(
+    State(app): AppState,
+    Extension(arrived): Extension<Arrived>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    answer(&app, app.registry.model(None)?, arrived, query, headers, body).await
+}
+
+async fn answer(
+    app: &App,
+    model: &Model,
+    Arrived(start): Arrived,
+    query: Option<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let choice: HeadChoice = parse_query(query.as_deref())?;
+    let (heads, requests) = choose_heads(model, &choice)?;
+    let form = InputsForm::of(&headers)?;
+    let deadline = deadline(app, &headers, start)?;
+    let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
+    let inputs = form.parse(&headers, body, model.feature_dim()).await?;
+    let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
+    Ok(Json(ClassifyResponse::new(model, &heads, outputs, start)).into_response())
+}
+
+/// Parses a query; unknown, repeated and malformed values are refused.
+pub(super) fn parse_query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
+    serde_urlencoded::from_str(query.unwrap_or_default()).map_err(|error| ApiError::Query(error.to_string()))
+}
+
+/// When a request must be answered: the server's limit, or what `x-request-timeout-ms` asks for if that is sooner.
+pub(super) fn deadline(app: &App, headers: &HeaderMap, start: Instant) -> Result<Instant, ApiError> {
+    const NAME: &str = "x-request-timeout-ms";
+    let Some(value) = headers.get(NAME) else { return Ok(start + app.max_request_time) };
+    let milliseconds = value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).filter(|&value| value > 0);
+    let milliseconds = milliseconds.ok_or_else(|| ApiError::Header {
+        name: NAME,
+        problem: "it must be a whole number of milliseconds above 0".to_owned(),
+    })?;
+    Ok(start + app.max_request_time.min(Duration::from_millis(milliseconds)))
+}

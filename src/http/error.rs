@@ -1,0 +1,189 @@
+//! Errors as answers: one table from every error to its status and its stable code.
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::{batcher::BatchError, registry::RegistryError};
+
+/// Why a request is not answered as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// No such path.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// The path is there, the method is not.
+    #[error("this path does not take this method")]
+    MethodNotAllowed,
+    /// A name in the path that does not fit its pattern.
+    #[error("`{0}` is no name")]
+    NameInPath(String),
+    /// A query that does not parse or is out of range.
+    #[error("query: {0}")]
+    Query(String),
+    /// A header that does not parse or is out of range.
+    #[error("header `{name}`: {problem}")]
+    Header {
+        /// The header's name.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A body of another type than the route takes.
+    #[error("content type `{found}` is not taken here: send {expected}")]
+    UnsupportedMediaType {
+        /// The request's content type.
+        found: String,
+        /// What is taken.
+        expected: &'static str,
+    },
+    /// A body over the limit.
+    #[error("the body is larger than {limit} bytes")]
+    BodyTooLarge {
+        /// The limit.
+        limit: usize,
+    },
+    /// A body that ended early, or took longer than the request may.
+    #[error("the body did not arrive: {0}")]
+    BodyIncomplete(String),
+    /// A body that took longer than the request may.
+    #[error("the body did not arrive in time")]
+    BodyTooSlow,
+    /// A body that is not JSON.
+    #[error("the body is not JSON: {0}")]
+    JsonSyntax(String),
+    /// JSON that is not what the route takes.
+    #[error("{0}")]
+    Invalid(String),
+    /// Multipart that is broken.
+    #[error("the multipart body is broken: {0}")]
+    Multipart(String),
+    /// No token.
+    #[error("this needs `Authorization: Bearer TOKEN`")]
+    Unauthorized,
+    /// A wrong token.
+    #[error("the token is wrong")]
+    Forbidden,
+    /// A handler panicked.
+    #[error("the server failed on this request")]
+    Internal(String),
+    /// From the batcher.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// From the registry.
+    #[error("{0}")]
+    Registry(std::sync::Arc<RegistryError>),
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(std::sync::Arc::new(error))
+    }
+}
+
+impl ApiError {
+    /// The table.
+    pub(crate) fn status_and_code(&self) -> (StatusCode, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::NotFound => (S::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NameInPath(_) => (S::NOT_FOUND, "invalid_name"),
+            Self::Query(_) => (S::UNPROCESSABLE_ENTITY, "invalid_query"),
+            Self::Header { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_header"),
+            Self::UnsupportedMediaType { .. } => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyIncomplete(_) => (S::BAD_REQUEST, "incomplete_body"),
+            Self::BodyTooSlow => (S::REQUEST_TIMEOUT, "body_timeout"),
+            Self::JsonSyntax(_) => (S::BAD_REQUEST, "invalid_json"),
+            Self::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid_body"),
+            Self::Multipart(_) => (S::BAD_REQUEST, "invalid_multipart"),
+            Self::Unauthorized => (S::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden => (S::FORBIDDEN, "forbidden"),
+            Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Batch(error) => match error {
+                BatchError::QueueFull { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
+                BatchError::TooManyImages { .. } => (S::PAYLOAD_TOO_LARGE, "too_many_images"),
+                BatchError::Image { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_image"),
+                BatchError::NotFinite { .. } => (S::UNPROCESSABLE_ENTITY, "not_finite"),
+                BatchError::DeadlineExceeded => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
+                BatchError::Model { .. } => (S::INTERNAL_SERVER_ERROR, "model_failed"),
+                BatchError::WorkerLost => (S::INTERNAL_SERVER_ERROR, "worker_lost"),
+            },
+            Self::Registry(error) => match &**error {
+                RegistryError::NotLoaded => (S::SERVICE_UNAVAILABLE, "loading"),
+                RegistryError::ModelNotFound { .. } => (S::NOT_FOUND, "model_not_found"),
+                RegistryError::HeadNotFound { .. } => (S::NOT_FOUND, "head_not_found"),
+                RegistryError::VersionNotFound { .. } => (S::NOT_FOUND, "version_not_found"),
+                RegistryError::Settings(_) => (S::UNPROCESSABLE_ENTITY, "invalid_setting"),
+                RegistryError::HeadFile(_) => (S::UNPROCESSABLE_ENTITY, "invalid_head"),
+                RegistryError::Derive(_) => (S::UNPROCESSABLE_ENTITY, "invalid_base"),
+                RegistryError::Incompatible { .. } => (S::UNPROCESSABLE_ENTITY, "incompatible_head"),
+                RegistryError::IsDefault { .. } => (S::CONFLICT, "head_is_default"),
+                RegistryError::HasDependents { .. } => (S::CONFLICT, "head_has_dependents"),
+                RegistryError::Session(_) => (S::INTERNAL_SERVER_ERROR, "session_failed"),
+                RegistryError::State(_) => (S::INTERNAL_SERVER_ERROR, "state_not_written"),
+            },
+        }
+    }
+
+    /// The label of `equipoise_rejected_total`, for what is refused before any work is done on it.
+    pub(super) fn rejection(&self) -> Option<&'static str> {
+        match self {
+            Self::Batch(BatchError::QueueFull { .. } | BatchError::TooManyImages { .. })
+            | Self::Batch(BatchError::DeadlineExceeded)
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTooSlow
+            | Self::Unauthorized
+            | Self::Forbidden => Some(self.status_and_code().1),
+            Self::Registry(error) if matches!(**error, RegistryError::NotLoaded) => Some("loading"),
+            _ => None,
+        }
+    }
+
+    /// What a caller reads. The cause of a 5xx is for the log alone.
+    fn detail(&self) -> String {
+        let (status, _) = self.status_and_code();
+        match self {
+            Self::Batch(BatchError::Model { .. }) => "the model failed on this batch; the server's log says why".to_owned(),
+            Self::Registry(_) if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE => {
+                "the change could not be made and nothing has changed; the server's log says why".to_owned()
+            }
+            _ => self.to_string(),
+        }
+    }
+
+    /// This error under `/v2`, in the form of that protocol.
+    pub(super) fn into_v2_response(self) -> Response {
+        let (status, _) = self.status_and_code();
+        (status, Json(json!({ "error": self.detail() }))).into_response()
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status_and_code();
+        let problem = json!({
+            "type": format!("/docs#{code}"),
+            "title": status.canonical_reason().unwrap_or_default(),
+            "status": status.as_u16(),
+            "detail": self.detail(),
+            "code": code,
+        });
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        let mut set = |name: HeaderName, value: &'static str| headers.insert(name, HeaderValue::from_static(value));
+        set(header::CONTENT_TYPE, "application/problem+json");
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => drop(set(header::RETRY_AFTER, "1")),
+            StatusCode::UNAUTHORIZED => drop(set(header::WWW_AUTHENTICATE, "Bearer")),
+            _ => {}
+        }
+        // For the layer that counts and logs.
+        response.extensions_mut().insert(self);
+        response
+    }
+}

@@ -1,0 +1,137 @@
+//! What is done for every request: an id, counting, timing, logging, and the door of the admin API.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use subtle::ConstantTimeEq;
+use tracing::Instrument;
+
+use super::{App, AppState, body::SharedBody, error::ApiError};
+use crate::heads::Digest;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A longer one is replaced: it goes into every line of the log.
+const MAX_REQUEST_ID_LENGTH: usize = 128;
+/// How long an answer waits for the rest of a body that nobody wants.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// The instant at which a request's head had been read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived(pub(super) Instant);
+
+/// The id of a request: the caller's if it is one, else one of ours.
+fn request_id(request: &Request) -> HeaderValue {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let fits = |value: &&HeaderValue| {
+        (1..=MAX_REQUEST_ID_LENGTH).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    request.headers().get(REQUEST_ID).filter(fits).cloned().unwrap_or_else(|| {
+        let mut random = [0; 8];
+        // Without randomness the counter alone tells requests apart.
+        let _ = getrandom::fill(&mut random);
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{:016x}{:08x}", u64::from_le_bytes(random), n & 0xffff_ffff);
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    })
+}
+
+/// Gives the request an id, counts and times it, logs what went wrong, and sees to it that its answer arrives.
+pub(super) async fn observe(State(app): AppState, mut request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let in_flight = InFlight::enter(&app);
+    let id = request_id(&request);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let is_v2 = request.uri().path().starts_with("/v2");
+    let span = tracing::info_span!(
+        "request", id = id.to_str().unwrap_or_default(), %method, route = %route
+    );
+    request.extensions_mut().insert(Arrived(start));
+    let (parts, body) = request.into_parts();
+    let body = SharedBody::new(body);
+    let request = Request::from_parts(parts, body.to_body());
+
+    let mut response = next.run(request).instrument(span.clone()).await;
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        if let Some(reason) = error.rejection() {
+            app.metrics.rejected.with_label_values(&[reason]).inc();
+        }
+        if response.status().is_server_error() && error.rejection().is_none() {
+            span.in_scope(|| tracing::error!(status = response.status().as_u16(), "{error}: {error:?}"));
+        } else {
+            span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "{error}"));
+        }
+        if is_v2 {
+            response = error.into_v2_response();
+        }
+        if !body.is_read() {
+            body.drain(app.max_body_bytes, MAX_DRAIN_TIME).await;
+        }
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    let elapsed = start.elapsed();
+    app.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
+    app.metrics.request_duration.with_label_values(&[route.as_str()]).observe(elapsed.as_secs_f64());
+    drop(in_flight);
+    span.in_scope(|| {
+        tracing::debug!(status = response.status().as_u16(), elapsed_ms = elapsed.as_secs_f64() * 1e3, "answered");
+    });
+    response
+}
+
+/// Counts a request while it is worked on, also if its caller hangs up.
+struct InFlight(Arc<App>);
+
+impl InFlight {
+    fn enter(app: &Arc<App>) -> Self {
+        app.metrics.requests_in_flight.inc();
+        Self(Arc::clone(app))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.metrics.requests_in_flight.dec();
+    }
+}
+
+/// Answers 500 if a handler panics.
+pub(super) async fn catch_panics(request: Request, next: Next) -> Response {
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    answer.unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        ApiError::Internal(message).into_response()
+    })
+}
+
+/// Lets only the bearer of the admin token through: 401 without a token, 403 with a wrong one.
+pub(super) async fn require_admin(State(app): AppState, request: Request, next: Next) -> Response {
+    let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = value.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    match token {
+        None | Some("") => ApiError::Unauthorized.into_response(),
+        // Digests of equal length: the comparison tells nothing of the token, nor of its length.
+        Some(token) if bool::from(Digest::of(token.as_bytes()).as_bytes().ct_eq(app.admin_token.as_bytes())) => {
+            next.run(request).await
+        }
+        Some(_) => ApiError::Forbidden.into_response(),
+    }
+}

@@ -1,0 +1,139 @@
+//! The edge: the URL space on one page, and nothing of it anywhere else.
+
+mod admin;
+mod body;
+mod classify;
+mod error;
+mod features;
+mod layers;
+mod models;
+mod ops;
+mod predictions;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    routing::{get, post, put},
+};
+
+use crate::{heads::Digest, metrics::Metrics, registry::Registry};
+
+/// How far the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The models are being loaded and warmed.
+    Loading,
+    /// Requests are answered.
+    Ready,
+    /// Requests are still answered, and no more should be sent.
+    Draining,
+}
+
+/// What the handlers share.
+#[derive(Debug)]
+pub struct App {
+    /// The models.
+    pub registry: Registry,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The digest of the admin token; the token itself is not kept.
+    pub admin_token: Digest,
+    /// Bytes of a request's body.
+    pub max_body_bytes: usize,
+    /// From a request's head to its answer.
+    pub max_request_time: Duration,
+    phase: AtomicU8,
+}
+
+impl App {
+    /// An app that is loading.
+    pub fn new(metrics: Arc<Metrics>, admin_token: &str, max_body_bytes: usize, max_request_time: Duration) -> Self {
+        Self {
+            registry: Registry::default(),
+            metrics,
+            admin_token: Digest::of(admin_token.as_bytes()),
+            max_body_bytes,
+            max_request_time,
+            phase: AtomicU8::new(0),
+        }
+    }
+
+    /// How far the server is.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Loading,
+            1 => Phase::Ready,
+            _ => Phase::Draining,
+        }
+    }
+
+    /// Goes on to a later phase; never back.
+    pub fn enter(&self, phase: Phase) {
+        let number = match phase {
+            Phase::Loading => 0,
+            Phase::Ready => 1,
+            Phase::Draining => 2,
+        };
+        self.phase.fetch_max(number, Ordering::AcqRel);
+        self.metrics.ready.set(i64::from(self.phase() == Phase::Ready));
+    }
+}
+
+type AppState = axum::extract::State<Arc<App>>;
+
+/// Every path that the server answers, and its methods.
+pub const ROUTES: [(&str, &[&str]); 14] = [
+    ("/v1/classify", &["POST"]),
+    ("/v1/models", &["GET"]),
+    ("/v1/models/{model}", &["GET"]),
+    ("/v1/models/{model}/classify", &["POST"]),
+    ("/v1/models/{model}/features", &["POST"]),
+    ("/livez", &["GET"]),
+    ("/readyz", &["GET"]),
+    ("/metrics", &["GET"]),
+    ("/openapi.json", &["GET"]),
+    ("/docs", &["GET"]),
+    ("/", &["GET"]),
+    ("/admin/v1/models/{model}/heads", &["GET"]),
+    ("/admin/v1/models/{model}/heads/{head}", &["GET", "PATCH", "PUT", "DELETE"]),
+    ("/admin/v1/models/{model}/default-head", &["PUT"]),
+];
+
+/// The router of [`ROUTES`].
+pub fn router(app: Arc<App>) -> Router {
+    let admin = Router::new()
+        .route("/v1/models/{model}/heads", get(admin::list_heads))
+        .route(
+            "/v1/models/{model}/heads/{head}",
+            get(admin::get_head).patch(admin::patch_head).put(admin::put_head).delete(admin::delete_head),
+        )
+        .route("/v1/models/{model}/default-head", put(admin::put_default_head))
+        .fallback(ops::not_found)
+        .method_not_allowed_fallback(ops::method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), layers::require_admin));
+    Router::new()
+        .route("/v1/classify", post(classify::classify_default))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{model}", get(models::show))
+        .route("/v1/models/{model}/classify", post(classify::classify))
+        .route("/v1/models/{model}/features", post(features::features))
+        .route("/livez", get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics))
+        .route("/openapi.json", get(ops::openapi))
+        .route("/docs", get(ops::docs))
+        .route("/", get(ops::root))
+        .nest("/admin", admin)
+        .fallback(ops::not_found)
+        .method_not_allowed_fallback(ops::method_not_allowed)
+        .layer(axum::middleware::from_fn(layers::catch_panics))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), layers::observe))
+        .with_state(app)
+}

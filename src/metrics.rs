@@ -1,0 +1,253 @@
+//! Every metric of the process, in one place.
+//!
+//! Names carry their unit. Labels come from small closed sets or from what the operator named (models, heads): whatever a
+//! caller of the inference API can invent never becomes one. docs/METRICS.md lists them all, and a test holds it against
+//! this file.
+
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector,
+};
+
+use crate::dataset::Shot;
+
+/// From 50 microseconds to 10 seconds: a small head takes 20 microseconds, a request that waits behind a full queue seconds.
+const SECONDS: [f64; 17] =
+    [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+const PROBABILITIES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+/// A phase of the serving line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Bytes to tensor.
+    Preprocess,
+    /// From the tensor to the start of its batch.
+    Queue,
+    /// Tensor to features, for the whole batch.
+    Backbone,
+    /// Features to predictions, for the whole batch.
+    Head,
+}
+
+/// The metrics of the process. A value that is passed in, so that tests do not share counters.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests answered, by route template and status.
+    pub requests: IntCounterVec,
+    /// Time from the first byte of the head of a request to the end of its answer's head, in seconds, by route template.
+    pub request_duration: HistogramVec,
+    /// Requests being worked on.
+    pub requests_in_flight: IntGauge,
+    /// Requests refused before any work was done on them, by reason.
+    pub rejected: IntCounterVec,
+    /// Images that could not be read, by reason.
+    pub image_errors: IntCounterVec,
+    /// Whether the server is ready for requests: 1 or 0.
+    pub ready: IntGauge,
+    phase_duration: HistogramVec,
+    batch_size: HistogramVec,
+    queue_depth: IntGaugeVec,
+    queue_capacity: IntGaugeVec,
+    predictions: IntCounterVec,
+    top1_probability: HistogramVec,
+    head_tau: GaugeVec,
+    head_info: IntGaugeVec,
+    model_info: IntGaugeVec,
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    // Only a wrong or repeated name can fail here, and the names are this file's: the first test of all would see it.
+    let collector = made.unwrap_or_else(|error| panic!("a metric of this file is misnamed: {error}"));
+    if let Err(error) = registry.register(Box::new(collector.clone())) {
+        panic!("a metric of this file stands twice: {error}");
+    }
+    collector
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let int_gauge = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
+        };
+        let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+            register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+        };
+        let metrics = Self {
+            requests: counter("equipoise_requests_total", "Requests answered", &["route", "status"]),
+            request_duration: histogram(
+                "equipoise_request_duration_seconds",
+                "Time from a request's head to its answer",
+                &["route"],
+                &SECONDS,
+            ),
+            requests_in_flight: register(
+                &registry,
+                IntGauge::new("equipoise_requests_in_flight", "Requests being worked on"),
+            ),
+            rejected: counter("equipoise_rejected_total", "Requests refused before work on them", &["reason"]),
+            image_errors: counter("equipoise_image_errors_total", "Images that could not be read", &["reason"]),
+            ready: register(&registry, IntGauge::new("equipoise_ready", "1 when the server takes requests, else 0")),
+            phase_duration: histogram(
+                "equipoise_phase_duration_seconds",
+                "Time in a phase: preprocess and queue for each image, backbone and head for each batch",
+                &["model", "phase"],
+                &SECONDS,
+            ),
+            batch_size: histogram("equipoise_batch_size", "Images in a batch", &["model"], &BATCH_SIZES),
+            queue_depth: int_gauge("equipoise_queue_depth", "Images admitted and not yet in a batch", &["model"]),
+            queue_capacity: int_gauge("equipoise_queue_capacity", "Images that can wait at once", &["model"]),
+            predictions: counter("equipoise_predictions_total", "Top-1 predictions", &["model", "head", "shot"]),
+            top1_probability: histogram(
+                "equipoise_top1_probability",
+                "Probability of the top-1 class",
+                &["model", "head"],
+                &PROBABILITIES,
+            ),
+            head_tau: register(
+                &registry,
+                GaugeVec::new(Opts::new("equipoise_head_tau", "Tau of the head's latest version"), &["model", "head"]),
+            ),
+            head_info: int_gauge(
+                "equipoise_head_info",
+                "1 for each head version that is loaded",
+                &["model", "head", "version", "kind"],
+            ),
+            model_info: int_gauge(
+                "equipoise_model_info",
+                "1 for each loaded model and the execution provider that it really uses",
+                &["model", "provider"],
+            ),
+            registry,
+        };
+        let build_info: IntGaugeVec = register(
+            &metrics.registry,
+            IntGaugeVec::new(Opts::new("equipoise_build_info", "1 for the running version"), &["version"]),
+        );
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        if let Err(error) =
+            metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+        {
+            tracing::warn!(%error, "no process metrics");
+        }
+        metrics
+    }
+
+    /// The metrics of one model, with their labels resolved.
+    pub fn of_model(&self, model: &str) -> ModelMetrics {
+        let phase = |name: &str| self.phase_duration.with_label_values(&[model, name]);
+        ModelMetrics {
+            phases: [phase("preprocess"), phase("queue"), phase("backbone"), phase("head")],
+            batch_size: self.batch_size.with_label_values(&[model]),
+            queue_depth: self.queue_depth.with_label_values(&[model]),
+            queue_capacity: self.queue_capacity.with_label_values(&[model]),
+            image_errors: self.image_errors.clone(),
+        }
+    }
+
+    /// The metrics of one head, with their labels resolved.
+    pub fn of_head(&self, model: &str, head: &str) -> HeadMetrics {
+        HeadMetrics {
+            predictions: Shot::ALL.map(|shot| self.predictions.with_label_values(&[model, head, shot.as_str()])),
+            top1_probability: self.top1_probability.with_label_values(&[model, head]),
+        }
+    }
+
+    /// Says which provider a model really uses.
+    pub fn set_model(&self, model: &str, provider: &str) {
+        self.model_info.with_label_values(&[model, provider]).set(1);
+    }
+
+    /// Says that a head version is loaded.
+    pub fn set_head_version(&self, model: &str, head: &str, version: u32, kind: &str) {
+        self.head_info.with_label_values(&[model, head, &version.to_string(), kind]).set(1);
+    }
+
+    /// Forgets a head version that is no longer there.
+    pub fn remove_head_version(&self, model: &str, head: &str, version: u32, kind: &str) {
+        // Removing what is not there is no error worth telling.
+        let _ = self.head_info.remove_label_values(&[model, head, &version.to_string(), kind]);
+    }
+
+    /// Sets the tau that a head's latest version has, or forgets it.
+    pub fn set_head_tau(&self, model: &str, head: &str, tau: Option<f64>) {
+        match tau {
+            Some(tau) => self.head_tau.with_label_values(&[model, head]).set(tau),
+            None => drop(self.head_tau.remove_label_values(&[model, head])),
+        }
+    }
+
+    /// The text exposition format, version 0.0.4.
+    ///
+    /// # Errors
+    /// Those of the encoder.
+    pub fn render(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// The metrics of one model.
+#[derive(Clone, Debug)]
+pub struct ModelMetrics {
+    phases: [Histogram; 4],
+    /// Images in a batch.
+    pub batch_size: Histogram,
+    /// Images admitted and not yet in a batch.
+    pub queue_depth: IntGauge,
+    /// Images that can wait at once.
+    pub queue_capacity: IntGauge,
+    image_errors: IntCounterVec,
+}
+
+impl ModelMetrics {
+    /// The duration histogram of a phase.
+    pub fn phase(&self, phase: Phase) -> &Histogram {
+        let [preprocess, queue, backbone, head] = &self.phases;
+        match phase {
+            Phase::Preprocess => preprocess,
+            Phase::Queue => queue,
+            Phase::Backbone => backbone,
+            Phase::Head => head,
+        }
+    }
+
+    /// Counts an image that could not be read.
+    pub fn image_error(&self, reason: &str) {
+        self.image_errors.with_label_values(&[reason]).inc();
+    }
+}
+
+/// The metrics of one head.
+#[derive(Clone, Debug)]
+pub struct HeadMetrics {
+    predictions: [IntCounter; 4],
+    top1_probability: Histogram,
+}
+
+impl HeadMetrics {
+    /// Counts a top-1 prediction.
+    pub fn predicted(&self, shot: Shot, probability: f64) {
+        let [many, medium, few, unknown] = &self.predictions;
+        match shot {
+            Shot::Many => many,
+            Shot::Medium => medium,
+            Shot::Few => few,
+            Shot::Unknown => unknown,
+        }
+        .inc();
+        self.top1_probability.observe(probability);
+    }
+}

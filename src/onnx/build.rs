@@ -1,0 +1,69 @@
+//! Builds sessions: one place for every setting.
+
+use std::path::Path;
+
+use ort::session::Session;
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+
+use super::assignment::{RECORD_ASSIGNMENT, assignment};
+use super::device::{DeviceChoice, Provider, SessionOptions, cuda_provider, preload_cuda};
+use super::error::OnnxError;
+use super::library::{self, Runtime};
+
+/// Where ONNX Runtime looks for weights kept beside a model that it was given as bytes.
+const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// Builds a session of this model on exactly this provider.
+///
+/// # Errors
+/// [`OnnxError::Load`], and [`OnnxError::DeviceUnused`] if CUDA was registered and runs no node.
+pub(super) fn build_session(
+    model: &[u8],
+    base_dir: Option<&Path>,
+    options: &SessionOptions,
+    provider: Provider,
+) -> Result<Session, OnnxError> {
+    let runtime = library::init(None)?;
+    let device = DeviceChoice::from(provider);
+    let load_error = |source| OnnxError::Load { device, source };
+    let mut builder = configure(runtime, options, provider).map_err(load_error)?;
+    if let Some(dir) = base_dir {
+        builder = builder
+            .with_config_entry(EXTERNAL_DATA_FOLDER, dir.to_string_lossy())
+            .map_err(|err| load_error(err.into()))?;
+    }
+    let session = builder.commit_from_memory(model).map_err(load_error)?;
+    if let Provider::Cuda { .. } = provider {
+        let groups = assignment(&session).map_err(load_error)?;
+        let n_nodes = groups.iter().map(|group| group.n_nodes).sum();
+        let n_on_device: usize =
+            groups.iter().filter(|group| group.provider == provider.as_str()).map(|group| group.n_nodes).sum();
+        if n_on_device == 0 && 0 < n_nodes {
+            return Err(OnnxError::DeviceUnused { device, n_nodes });
+        }
+        tracing::debug!("{n_on_device} of {n_nodes} nodes run on {device}");
+    }
+    Ok(session)
+}
+
+/// The settings, with the reasons for those that differ from ONNX Runtime's own.
+fn configure(runtime: &Runtime, options: &SessionOptions, provider: Provider) -> ort::Result<SessionBuilder> {
+    let mut builder = Session::builder(runtime.environment())?
+        // `ort` starts from a policy that picks devices by itself; this one never does.
+        .with_auto_device(AutoDevicePolicy::PreferCPU)?
+        .with_no_environment_execution_providers()?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(options.threads.max(1))?
+        .with_inter_threads(1)?
+        // The memory pattern keeps one block per input shape: no faster, and 100 MiB more on EfficientNet-B0.
+        .with_memory_pattern(false)?
+        // Threads that spin while they wait for work take the core that preprocessing needs.
+        .with_intra_op_spinning(false)?;
+    if let Provider::Cuda { index } = provider {
+        preload_cuda(&runtime.path);
+        builder = builder
+            .with_config_entry(RECORD_ASSIGNMENT, "1")?
+            .with_execution_providers([cuda_provider(index, options.cuda_memory_limit_bytes)])?;
+    }
+    Ok(builder)
+}

@@ -1,0 +1,149 @@
+//! The head's matrix product: features in, raw scores out.
+
+use ort::session::{Session, SessionOutputs};
+use ort::value::TensorRef;
+
+use super::build::build_session;
+use super::device::{Provider, SessionOptions, providers_to_try};
+use super::error::OnnxError;
+use super::features::{Features, Rows, check_finite};
+use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec};
+use super::session::tell_fallback;
+
+/// Raw scores `g(x) Wᵀ` of one weight matrix, in one ONNX Runtime session.
+///
+/// Scale and shift of each class (tau, bias, temperature) are applied by the caller in O(C), so that one product serves
+/// every head and every tau that shares the weights.
+#[derive(Debug)]
+pub struct Scorer {
+    session: Session,
+    provider: Provider,
+    num_classes: usize,
+    feature_dim: usize,
+    squared_norm: bool,
+}
+
+/// What a scorer answers for `n` rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// `g(x) Wᵀ`, `[n, num_classes]` row by row.
+    pub raw: Vec<f32>,
+    /// `‖g(x)‖²`, `[n]`, if the scorer was built for it.
+    pub squared_norm: Option<Vec<f32>>,
+    /// Rows.
+    pub n: usize,
+    /// C
+    pub num_classes: usize,
+}
+
+impl Scorer {
+    /// Builds the graph, loads it and runs it once on a zero row.
+    ///
+    /// Pass the backbone's provider as the device (`provider.into()`), so that features need not leave it.
+    ///
+    /// # Errors
+    /// [`OnnxError::WeightShape`], [`OnnxError::TooLarge`], and those of loading and of a first run.
+    pub fn build(spec: &ScorerSpec<'_>, options: &SessionOptions) -> Result<Self, OnnxError> {
+        super::library::init(None)?;
+        let model = spec.encode()?;
+        let providers = providers_to_try(options.device);
+        for (i, &provider) in providers.iter().enumerate() {
+            match Self::build_on(spec, &model, options, provider) {
+                Err(err) if i + 1 < providers.len() => _ = tell_fallback(provider, &err),
+                result => return result,
+            }
+        }
+        Self::build_on(spec, &model, options, Provider::Cpu)
+    }
+
+    fn build_on(
+        spec: &ScorerSpec<'_>,
+        model: &[u8],
+        options: &SessionOptions,
+        provider: Provider,
+    ) -> Result<Self, OnnxError> {
+        let session = build_session(model, None, options, provider)?;
+        let ScorerSpec { num_classes, feature_dim, squared_norm, .. } = *spec;
+        let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm };
+        scorer.run_host(&vec![0.0; feature_dim], 1)?;
+        Ok(scorer)
+    }
+
+    /// The execution provider really in use.
+    #[must_use]
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// C
+    #[must_use]
+    pub fn num_classes(&self) -> usize {
+        self.num_classes
+    }
+
+    /// D
+    #[must_use]
+    pub fn feature_dim(&self) -> usize {
+        self.feature_dim
+    }
+
+    /// Scores a batch. Features on the same device are used where they are.
+    ///
+    /// # Errors
+    /// [`OnnxError::FeatureShape`] if the rows are of another length, [`OnnxError::Run`], and [`OnnxError::NotFinite`] with
+    /// the index of the first row whose scores are NaN or infinite.
+    pub fn run(&mut self, features: &Features) -> Result<Scores, OnnxError> {
+        let (n, feature_dim) = (features.n(), features.feature_dim());
+        if feature_dim != self.feature_dim {
+            return Err(OnnxError::FeatureShape {
+                expected_dim: self.feature_dim,
+                n,
+                feature_dim,
+                len: n * feature_dim,
+            });
+        }
+        let scores = match (features.rows(), self.provider) {
+            (Rows::Device(tensor), Provider::Cuda { .. }) => {
+                let (num_classes, squared_norm) = (self.num_classes, self.squared_norm);
+                let outputs = self.session.run(ort::inputs![FEATURES => tensor]);
+                let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
+                collect(&outputs, n, num_classes, squared_norm)?
+            }
+            (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n)?,
+            (Rows::Host(rows), _) => self.run_host(rows, n)?,
+        };
+        check_finite(&scores.raw, self.num_classes)?;
+        if let Some(norms) = &scores.squared_norm {
+            check_finite(norms, 1)?;
+        }
+        Ok(scores)
+    }
+
+    fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {
+        let run_error = |source| OnnxError::Run { n, source };
+        let features = TensorRef::from_array_view(([n, self.feature_dim], rows)).map_err(run_error)?;
+        let outputs = self.session.run(ort::inputs![FEATURES => features]).map_err(run_error)?;
+        collect(&outputs, n, self.num_classes, self.squared_norm)
+    }
+}
+
+/// Copies the outputs out of ONNX Runtime's memory; a device's have been brought to the host by the run.
+fn collect(
+    outputs: &SessionOutputs<'_>,
+    n: usize,
+    num_classes: usize,
+    squared_norm: bool,
+) -> Result<Scores, OnnxError> {
+    let run_error = |source| OnnxError::Run { n, source };
+    let read = |name: &str, expected: &[usize]| {
+        let shape_error = |found| OnnxError::OutputShape { found, n, feature_dim: num_classes };
+        let value = outputs.get(name).ok_or_else(|| shape_error(Vec::new()))?;
+        let (shape, values) = value.try_extract_tensor::<f32>().map_err(run_error)?;
+        let same =
+            shape.len() == expected.len() && shape.iter().zip(expected).all(|(&a, &b)| usize::try_from(a) == Ok(b));
+        if same { Ok(values.to_vec()) } else { Err(shape_error(shape.to_vec())) }
+    };
+    let raw = read(SCORES, &[n, num_classes])?;
+    let squared_norm = if squared_norm { Some(read(SQUARED_NORM, &[n])?) } else { None };
+    Ok(Scores { raw, squared_norm, n, num_classes })
+}

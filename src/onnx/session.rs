@@ -1,0 +1,280 @@
+//! The backbone: images in, features out.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{IoBinding, Session};
+use ort::value::{DynValue, TensorRef};
+
+use super::build::build_session;
+use super::contract::{FeatureOutput, ImageInput, check_file, feature_output, image_input};
+use super::device::{DeviceChoice, Provider, SessionOptions, providers_to_try};
+use super::error::OnnxError;
+use super::features::{Features, Rows, check_finite};
+use super::library;
+
+/// A backbone network in one ONNX Runtime session: images `[n,3,H,W]` to features `[n,D]`.
+///
+/// # Why does `run` take `&mut self`?
+/// A session belongs to one thread at a time: ONNX Runtime's `Run` is not safe to call concurrently with every provider.
+/// Serve more by giving each worker thread a `Backbone` of its own.
+#[derive(Debug)]
+pub struct Backbone {
+    session: Session,
+    /// Only on CUDA: where inputs are copied to and features stay.
+    binding: Option<IoBinding>,
+    input: ImageInput,
+    output: FeatureOutput,
+    provider: Provider,
+    /// Set until a first run on CUDA has worked, when the choice was left to us: what to load on the CPU otherwise.
+    unproved: Option<Source>,
+    fallback: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Source {
+    model: Vec<u8>,
+    base_dir: Option<PathBuf>,
+    options: SessionOptions,
+}
+
+impl Backbone {
+    /// Loads a model: input float32 `[N,3,H,W]`, output float32 `[N,D]` (or `[N,D,1,1]`), the only one or named `features`.
+    ///
+    /// `base_dir` is the folder of weights that the model keeps in other files. With [`DeviceChoice::Auto`] CUDA is taken
+    /// only if a first run works there: at once if the model fixes its input size, else in [`Backbone::warm_up`].
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file or the device, with the names and shapes found in the file.
+    pub fn load(model: &[u8], base_dir: Option<&Path>, options: &SessionOptions) -> Result<Self, OnnxError> {
+        library::init(None)?;
+        check_file(model, base_dir)?;
+        let source =
+            Source { model: model.to_vec(), base_dir: base_dir.map(Path::to_path_buf), options: options.clone() };
+        let mut backbone = Self::load_first(&source)?;
+        let (height, width) = backbone.input_size();
+        let must_run =
+            backbone.output.feature_dim.is_none() || backbone.unproved.is_some() || options.device != DeviceChoice::Cpu;
+        if let (true, Some(height), Some(width)) = (must_run, height, width) {
+            backbone.warm_up(&[1], height, width)?;
+        }
+        Ok(backbone)
+    }
+
+    /// Loads a model from a file; weights in other files are looked for in its folder.
+    ///
+    /// # Errors
+    /// [`OnnxError::Read`], and those of [`Backbone::load`].
+    pub fn load_file(path: &Path, options: &SessionOptions) -> Result<Self, OnnxError> {
+        let model = fs::read(path).map_err(|source| OnnxError::Read { path: path.to_path_buf(), source })?;
+        Self::load(&model, path.parent(), options)
+    }
+
+    /// Tries the providers in turn.
+    fn load_first(source: &Source) -> Result<Self, OnnxError> {
+        let providers = providers_to_try(source.options.device);
+        let mut fallback = None;
+        for (i, &provider) in providers.iter().enumerate() {
+            let is_last = i + 1 == providers.len();
+            match Self::load_on(source, provider) {
+                Ok(backbone) => {
+                    return Ok(Self { unproved: (!is_last).then(|| source.clone()), fallback, ..backbone });
+                }
+                Err(err) if is_last => return Err(err),
+                Err(err) => fallback = Some(tell_fallback(provider, &err)),
+            }
+        }
+        Self::load_on(source, Provider::Cpu)
+    }
+
+    fn load_on(source: &Source, provider: Provider) -> Result<Self, OnnxError> {
+        let session = build_session(&source.model, source.base_dir.as_deref(), &source.options, provider)?;
+        let input = image_input(session.inputs())?;
+        let output = feature_output(session.outputs())?;
+        let device = DeviceChoice::from(provider);
+        let binding = match provider {
+            Provider::Cpu => None,
+            Provider::Cuda { .. } => {
+                Some(session.create_binding().map_err(|source| OnnxError::Load { device, source })?)
+            }
+        };
+        Ok(Self { session, binding, input, output, provider, unproved: None, fallback: None })
+    }
+
+    /// D, the values in a feature row. From the model, or from the first run; 0 until then.
+    #[must_use]
+    pub fn feature_dim(&self) -> usize {
+        self.output.feature_dim.unwrap_or(0)
+    }
+
+    /// Height and width of the images, each where the model fixes it.
+    #[must_use]
+    pub fn input_size(&self) -> (Option<usize>, Option<usize>) {
+        (self.input.height, self.input.width)
+    }
+
+    /// The batch size, if the model fixes it. Any `n` can be run: smaller batches are padded, larger ones split.
+    #[must_use]
+    pub fn fixed_batch(&self) -> Option<usize> {
+        self.input.batch
+    }
+
+    /// The execution provider really in use.
+    #[must_use]
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// Why the CPU is used although CUDA might have been, if so.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// Runs each batch size once on a black image, so that no request pays for the first time.
+    ///
+    /// # Errors
+    /// Those of [`Backbone::run`], features that are not finite excepted. With [`DeviceChoice::Auto`] the first failure on
+    /// CUDA loads the model on the CPU instead; it never happens after a run has worked.
+    pub fn warm_up(&mut self, batch_sizes: &[usize], height: usize, width: usize) -> Result<(), OnnxError> {
+        for &n in batch_sizes.iter().filter(|&&n| n != 0) {
+            let len = n.checked_mul(3).and_then(|x| x.checked_mul(height)).and_then(|x| x.checked_mul(width));
+            let len = len.ok_or_else(|| self.image_shape_error(n, height, width, 0))?;
+            let pixels = vec![0.0; len];
+            self.check_images(&pixels, n, height, width)?;
+            match (self.run_unchecked(&pixels, n, height, width), self.unproved.take()) {
+                (Ok(_), _) => (),
+                (Err(err), None) => return Err(err),
+                (Err(err), Some(source)) => {
+                    let fallback = Some(tell_fallback(self.provider, &err));
+                    *self = Self { fallback, ..Self::load_on(&source, Provider::Cpu)? };
+                    self.run_unchecked(&pixels, n, height, width)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the features of `n` images, given as `[n,3,height,width]`.
+    ///
+    /// # Errors
+    /// [`OnnxError::ImageShape`], [`OnnxError::Run`], [`OnnxError::OutputShape`], and [`OnnxError::NotFinite`] with the
+    /// index of the first image whose features are not; on CUDA the features are not looked at here, but by the head.
+    pub fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+        self.check_images(pixels, n, height, width)?;
+        let features = self.run_unchecked(pixels, n, height, width)?;
+        if let Rows::Host(rows) = features.rows() {
+            check_finite(rows, features.feature_dim())?;
+        }
+        Ok(features)
+    }
+
+    fn check_images(&self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<(), OnnxError> {
+        let len = n.checked_mul(3).and_then(|x| x.checked_mul(height)).and_then(|x| x.checked_mul(width));
+        let fits = |fixed: Option<usize>, given| fixed.is_none_or(|fixed| fixed == given);
+        if n == 0
+            || pixels.is_empty()
+            || len != Some(pixels.len())
+            || !fits(self.input.height, height)
+            || !fits(self.input.width, width)
+        {
+            return Err(self.image_shape_error(n, height, width, pixels.len()));
+        }
+        Ok(())
+    }
+
+    fn image_shape_error(&self, n: usize, height: usize, width: usize, len: usize) -> OnnxError {
+        let side = |fixed: Option<usize>, name: &str| fixed.map_or_else(|| name.to_owned(), |side| side.to_string());
+        let expected = format!("[3,{},{}]", side(self.input.height, "H"), side(self.input.width, "W"));
+        OnnxError::ImageShape { expected, n, height, width, len }
+    }
+
+    fn run_unchecked(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+        match self.input.batch {
+            Some(batch) if batch != n => self.run_in_batches(pixels, n, batch, height, width),
+            _ => self.run_once(pixels, n, height, width),
+        }
+    }
+
+    /// For a model with a fixed batch size: splits what is too long and pads what is too short with black images.
+    fn run_in_batches(
+        &mut self,
+        pixels: &[f32],
+        n: usize,
+        batch: usize,
+        height: usize,
+        width: usize,
+    ) -> Result<Features, OnnxError> {
+        let image_len = 3 * height * width;
+        let mut rows = Vec::new();
+        for chunk in pixels.chunks(batch * image_len) {
+            let mut padded = chunk.to_vec();
+            padded.resize(batch * image_len, 0.0);
+            let features = self.run_once(&padded, batch, height, width)?;
+            let n_real = chunk.len() / image_len;
+            rows.extend(features.to_host()?.iter().take(n_real * features.feature_dim()));
+        }
+        Ok(Features::new(Rows::Host(rows), n, self.feature_dim()))
+    }
+
+    fn run_once(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+        let run_error = |source| OnnxError::Run { n, source };
+        let images = TensorRef::from_array_view(([n, 3, height, width], pixels)).map_err(run_error)?;
+        let keep_on_device = self.output.is_matrix && self.input.batch.is_none_or(|batch| batch == n);
+        let mut outputs = match (&mut self.binding, self.provider) {
+            (Some(binding), Provider::Cuda { index }) => {
+                // Bound anew for every run: binding copies the input, and gives each run an output buffer of its own.
+                let device = if keep_on_device { (AllocationDevice::CUDA, index) } else { (AllocationDevice::CPU, 0) };
+                let device_id = i32::try_from(device.1).unwrap_or_default();
+                let memory = MemoryInfo::new(device.0, device_id, AllocatorType::Device, MemoryType::Default)
+                    .map_err(run_error)?;
+                binding.bind_input(&*self.input.name, &images).map_err(run_error)?;
+                binding.bind_output_to_device(&*self.output.name, &memory).map_err(run_error)?;
+                self.session.run_binding(binding).map_err(run_error)?
+            }
+            _ => self.session.run(ort::inputs![&*self.input.name => images]).map_err(run_error)?,
+        };
+        let value = outputs.remove(&*self.output.name);
+        drop(outputs);
+        if let Some(binding) = &mut self.binding {
+            binding.clear();
+        }
+        self.accept(value, n)
+    }
+
+    /// Checks the answer's shape, learns D from the first one, and copies host values out of ONNX Runtime's memory.
+    fn accept(&mut self, value: Option<DynValue>, n: usize) -> Result<Features, OnnxError> {
+        let run_error = |source| OnnxError::Run { n, source };
+        let shape_error = |found: Vec<i64>, known: Option<usize>| OnnxError::OutputShape {
+            found,
+            n,
+            feature_dim: known.unwrap_or(0),
+        };
+        let known = self.output.feature_dim;
+        let value = value.ok_or_else(|| shape_error(Vec::new(), known))?;
+        let tensor = value.downcast::<ort::value::TensorValueType<f32>>().map_err(run_error)?;
+        let shape = tensor.shape().to_vec();
+        let (rows, dim) = match shape[..] {
+            [rows, dim] | [rows, dim, 1, 1] => (usize::try_from(rows).ok(), usize::try_from(dim).ok()),
+            _ => (None, None),
+        };
+        let feature_dim = match (rows, dim) {
+            (Some(rows), Some(dim)) if rows == n && dim != 0 && known.is_none_or(|known| known == dim) => dim,
+            _ => return Err(shape_error(shape, known)),
+        };
+        self.output.feature_dim = Some(feature_dim);
+        if tensor.memory_info().is_cpu_accessible() {
+            let (_, values) = tensor.try_extract_tensor::<f32>().map_err(run_error)?;
+            return Ok(Features::new(Rows::Host(values.to_vec()), n, feature_dim));
+        }
+        Ok(Features::new(Rows::Device(tensor), n, feature_dim))
+    }
+}
+
+/// Logs why CUDA is not used after all, and gives the reason back for whoever asks later.
+pub(super) fn tell_fallback(provider: Provider, err: &OnnxError) -> String {
+    let reason = err.to_string();
+    tracing::warn!("{provider} does not work here, the CPU is used instead: {reason}");
+    reason
+}

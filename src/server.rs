@@ -1,0 +1,223 @@
+//! The only place that wires things: configuration to models, models to routes, routes to a listener.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+
+use crate::{
+    batcher::{BatchLimits, DecodePool},
+    config::{AdminToken, Config, cores},
+    http::{self, App, Phase},
+    metrics::Metrics,
+    onnx::{self, LibraryError, SessionOptions},
+    preprocess::DecodeLimits,
+    registry::{LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
+};
+
+/// Images in one pass of the backbone. On two CPU cores larger batches gained nothing and cost memory; a GPU wants more.
+const CPU_MAX_BATCH_SIZE: usize = 4;
+const CUDA_MAX_BATCH_SIZE: usize = 32;
+/// Between the bytes of a request's head. Whoever is slower holds a connection for nothing.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the server does not start, or ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// ONNX Runtime is not there.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The state directory is wrong.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A model cannot be loaded.
+    #[error("model directory {path}: {source}")]
+    Model {
+        /// The folder.
+        path: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// Two models have one name.
+    #[error("two model directories have the name `{name}`")]
+    NameTwice {
+        /// The name.
+        name: String,
+    },
+    /// A thread cannot be started.
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+impl ServerError {
+    fn model(path: &std::path::Path, source: impl Into<LoadError>) -> Self {
+        Self::Model { path: path.display().to_string(), source: source.into() }
+    }
+}
+
+/// A server that has its token and its state directory, and has not loaded its models yet.
+pub struct Server {
+    app: Arc<App>,
+    config: Config,
+    state_dir: StateDir,
+}
+
+/// How models are run on this machine: what `config` says, and for what it does not say the defaults of the device.
+pub fn load_options(config: &Config, metrics: Arc<Metrics>, state_dir: Option<StateDir>) -> Result<LoadOptions, ServerError> {
+    let on_cuda = config.device.expects_cuda();
+    let n_sessions = config.sessions.unwrap_or(if on_cuda { 1 } else { cores() });
+    let decode_limits = DecodeLimits::default();
+    Ok(LoadOptions {
+        session: SessionOptions {
+            device: config.device,
+            threads: config.threads.unwrap_or((cores() / n_sessions).max(1)),
+            cuda_memory_limit_bytes: config.cuda_memory_limit_bytes,
+        },
+        n_sessions,
+        limits: BatchLimits {
+            queue_capacity: config.queue_capacity,
+            max_batch_size: config.max_batch_size.unwrap_or(if on_cuda { CUDA_MAX_BATCH_SIZE } else { CPU_MAX_BATCH_SIZE }),
+            max_queue_delay: config.max_queue_delay,
+        },
+        decode_limits: match config.max_image_pixels {
+            Some(max_pixels) => DecodeLimits { max_pixels, ..decode_limits },
+            None => decode_limits,
+        },
+        decode_pool: DecodePool::start(config.decode_threads).map_err(ServerError::Thread)?,
+        metrics,
+        state_dir,
+    })
+}
+
+impl Server {
+    /// Opens the state directory and finds the admin token.
+    ///
+    /// # Errors
+    /// [`ServerError::State`].
+    pub fn new(config: Config) -> Result<Self, ServerError> {
+        let state_dir = StateDir::open(&config.state_dir)?;
+        let token = match &config.admin_token {
+            AdminToken::Given(token) => token.clone(),
+            AdminToken::Kept => {
+                let (token, path) = state_dir.admin_token()?;
+                tracing::info!(path = %path.display(), "the admin token is in {}", path.display());
+                token
+            }
+        };
+        let metrics = Arc::new(Metrics::new());
+        let app = Arc::new(App::new(metrics, &token, config.max_body_bytes, config.max_request_time));
+        Ok(Self { app, config, state_dir })
+    }
+
+    /// The state that the handlers share.
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// The routes.
+    pub fn router(&self) -> Router {
+        http::router(Arc::clone(&self.app))
+    }
+
+    /// Loads and warms every model, then says that the server is ready. Blocks; call it on a thread of its own.
+    ///
+    /// # Errors
+    /// [`ServerError`] names the model directory and the file.
+    pub fn load(&self) -> Result<(), ServerError> {
+        let runtime = onnx::init(self.config.onnxruntime_dir.as_deref())?;
+        tracing::info!(version = %runtime.version, path = %runtime.path.display(), "ONNX Runtime {}", runtime.version);
+        let options = load_options(&self.config, Arc::clone(&self.app.metrics), Some(self.state_dir.clone()))?;
+        let mut models = Vec::new();
+        for path in &self.config.models {
+            let directory = ModelDirectory::read(path).map_err(|error| ServerError::model(path, error))?;
+            if models.iter().any(|model: &Arc<crate::registry::Model>| model.name() == directory.name) {
+                return Err(ServerError::NameTwice { name: directory.name });
+            }
+            let model = load_model(&directory, &options).map_err(|error| ServerError::model(path, error))?;
+            tracing::info!(
+                model = model.name(), classes = model.labels().len(), feature_dim = model.feature_dim(),
+                provider = %model.provider(), sessions = model.batcher().n_workers(),
+                "model `{}` is ready on {}", model.name(), model.provider()
+            );
+            models.push(Arc::new(model));
+        }
+        self.app.registry.fill(models);
+        self.app.enter(Phase::Ready);
+        Ok(())
+    }
+
+    /// Answers requests on `listener` until `shutdown` resolves, and then until those in flight are answered: not ready at
+    /// once, no new connections after the delay, an end after the timeout.
+    ///
+    /// # Errors
+    /// None of its own: a connection that fails is closed and logged.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
+        let app = Arc::clone(&self.app);
+        let delay = self.config.shutdown_delay;
+        let (stop, mut stopped) = watch::channel(());
+        let stopping = async move {
+            shutdown.await;
+            app.enter(Phase::Draining);
+            tracing::info!("shutting down: not ready any more");
+            tokio::time::sleep(delay).await;
+            drop(stop);
+        };
+        let accepting = async {
+            let service = TowerToHyperService::new(self.router());
+            let mut connection = http1::Builder::new();
+            connection.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
+            let graceful = GracefulShutdown::new();
+            let places = Arc::new(Semaphore::new(self.config.max_connections));
+            loop {
+                let accepted = async {
+                    let place = Arc::clone(&places).acquire_owned().await;
+                    (place, listener.accept().await)
+                };
+                let (place, accepted) = tokio::select! {
+                    accepted = accepted => accepted,
+                    _ = stopped.changed() => break,
+                };
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of file descriptors, most likely: a moment later some are free again.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                };
+                // Without it an answer of two writes waits for an acknowledgement between them.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                let connection = connection.serve_connection(TokioIo::new(stream), service.clone());
+                let connection = graceful.watch(connection);
+                tokio::spawn(async move {
+                    let _place = place;
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                });
+            }
+            drop(listener);
+            if tokio::time::timeout(self.config.shutdown_timeout, graceful.shutdown()).await.is_err() {
+                tracing::warn!("requests were still in flight at the end of the shutdown timeout");
+            }
+        };
+        tokio::join!(stopping, accepting);
+        tracing::info!("stopped");
+    }
+}
