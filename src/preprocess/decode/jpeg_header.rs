@@ -162,14 +162,14 @@ mod tests {
 
     #[test]
     fn the_size_comes_from_the_frame() {
-        let header = JpegHeader::read(SMALLEST).unwrap();
+        let header = JpegHeader::read(SMALLEST).expect("complete");
         assert_eq!((header.width, header.height, header.n_components), (3, 2, 1));
     }
 
     #[test]
     fn every_cut_is_a_truncation() {
         for end in 3..SMALLEST.len() {
-            let error = JpegHeader::read(&SMALLEST[..end]).unwrap_err();
+            let error = JpegHeader::read(&SMALLEST[..end]).expect_err("cut");
             assert_eq!(error.reason(), "truncated", "cut at {end}");
         }
     }
@@ -187,6 +187,6 @@ mod tests {
         let mut bytes = SMALLEST[..15].to_vec();
         bytes.extend(scan.repeat(MAX_SCANS + 1));
         bytes.extend([0xff, 0xd9]);
-        assert_eq!(JpegHeader::read(&bytes).unwrap_err().reason(), "malformed");
+        assert_eq!(JpegHeader::read(&bytes).expect_err("too many").reason(), "malformed");
     }
 }
