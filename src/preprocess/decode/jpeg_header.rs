@@ -24,7 +24,7 @@ pub(super) struct JpegHeader<'a> {
     pub(super) is_plain_rgb: bool,
     /// The EXIF block, without its name.
     pub(super) exif: Option<&'a [u8]>,
-    is_progressive: bool,
+    pub(super) is_progressive: bool,
 }
 
 impl<'a> JpegHeader<'a> {

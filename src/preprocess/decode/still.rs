@@ -17,8 +17,32 @@ pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Res
         Format::Png => {
             read(format, PngDecoder::with_limits(reader, limits.of_image_crate()).map_err(fail)?, limits)
         }
+        Format::WebP if !is_whole_webp(bytes) => Err(format.truncated()),
         Format::WebP => read(format, WebPDecoder::new(reader).map_err(fail)?, limits),
-        _ => read(format, BmpDecoder::new(reader).map_err(fail)?, limits),
+        _ => {
+            let (mut image, orientation) = read(format, BmpDecoder::new(reader).map_err(fail)?, limits)?;
+            rescale_bmp16(bytes, &mut image);
+            Ok((image, orientation))
+        }
+    }
+}
+
+/// Widens the channels of a 16-bit BMP as Pillow does, `v * 255 / max` rounded down. The decoder repeats their bits
+/// instead, which is up to 1 more.
+fn rescale_bmp16(bytes: &[u8], image: &mut RgbImage) {
+    if bytes.get(28..30) != Some(&[16, 0]) {
+        return;
+    }
+    // Six bits of green only if the mask behind the header says so; the other two are five bits wide in either case.
+    let green_bits = if bytes.get(58..62) == Some(&[0xe0, 0x07, 0, 0]) && bytes.get(30) == Some(&3) { 6 } else { 5 };
+    let widened = |value: u8, bits: u32| {
+        let max = (1u32 << bits) - 1;
+        ((u32::from(value) >> (8 - bits)) * 255 / max) as u8
+    };
+    for pixel in image.pixels_mut().chunks_exact_mut(3) {
+        pixel[0] = widened(pixel[0], 5);
+        pixel[1] = widened(pixel[1], green_bits);
+        pixel[2] = widened(pixel[2], 5);
     }
 }
 
@@ -53,10 +77,8 @@ fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -
 }
 
 fn from_image_error(format: Format, limits: &DecodeLimits, error: image::ImageError) -> ImageError {
-    if ends_early(&error) {
-        return format.truncated();
-    }
     match error {
+        image::ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => format.truncated(),
         image::ImageError::Limits(_) => {
             ImageError::TooMuchMemory { format: format.name(), max_alloc_bytes: limits.max_alloc_bytes }
         }
@@ -65,8 +87,23 @@ fn from_image_error(format: Format, limits: &DecodeLimits, error: image::ImageEr
     }
 }
 
-/// Whether reading past the end of the file is at the bottom of an error.
-fn ends_early(error: &(dyn std::error::Error + 'static)) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|io| io.kind() == ErrorKind::UnexpectedEof) || error.source().is_some_and(ends_early)
+/// Whether every chunk of a WebP lies inside the file. The decoder is content with less, Pillow's is not.
+fn is_whole_webp(bytes: &[u8]) -> bool {
+    let length_at = |at: usize| {
+        let four = bytes.get(at..at + 4)?;
+        usize::try_from(u32::from_le_bytes([four[0], four[1], four[2], four[3]])).ok()
+    };
+    let Some(end) = length_at(4).map(|length| length.saturating_add(8)).filter(|end| *end <= bytes.len()) else {
+        return false;
+    };
+    let mut at = 12;
+    while at + 8 <= end {
+        let Some(length) = length_at(at + 4) else { return false };
+        at = at.saturating_add(8).saturating_add(length);
+        if at > end {
+            return false;
+        }
+        at += length % 2;
+    }
+    true
 }

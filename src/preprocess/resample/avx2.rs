@@ -29,13 +29,13 @@ pub(super) fn horizontal(source: View<'_>, windows: &Windows, out: &mut Rows) {
     }
 }
 
-/// The weighted sum of the rows `start..` of `source`, one output row.
-pub(super) fn vertical(source: View<'_>, start: usize, weights: &[i32], out: &mut [u8]) {
+/// Row `y` of `source` resampled along y.
+pub(super) fn vertical(source: View<'_>, windows: &Windows, y: usize, out: &mut [u8]) {
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2.
-        unsafe { vertical_avx2(source, start, weights, out) }
+        unsafe { vertical_avx2(source, windows, y, out) }
     } else {
-        scalar::vertical(source, start, weights, out);
+        scalar::vertical(source, windows, y, out);
     }
 }
 
@@ -135,8 +135,9 @@ unsafe fn four_rows(rows: &[&[u8]; N_ROWS], offset: usize, groups: &[Taps]) -> [
 }
 
 #[target_feature(enable = "avx2")]
-fn vertical_avx2(source: View<'_>, start: usize, weights: &[i32], out: &mut [u8]) {
+fn vertical_avx2(source: View<'_>, windows: &Windows, y: usize, out: &mut [u8]) {
     const BLOCK: usize = 32;
+    let (start, weights) = windows.get(y);
     let first = &source.pixels[start * source.stride..];
     let n_vectors = out.len() / BLOCK;
     // The last row that is read must hold every block; it does, since a row has as many bytes as `out`.
@@ -147,7 +148,7 @@ fn vertical_avx2(source: View<'_>, start: usize, weights: &[i32], out: &mut [u8]
         // SAFETY: the block lies inside `out`.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().add(block * BLOCK).cast(), bytes) };
     }
-    scalar::vertical_columns(source, start, weights, n_vectors * BLOCK, out);
+    scalar::vertical_columns(source, windows, y, n_vectors * BLOCK, out);
 }
 
 /// 32 bytes of one output row.

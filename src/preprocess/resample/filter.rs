@@ -109,6 +109,11 @@ impl Windows {
         (self.starts[out], &self.weights[out * self.n_taps..][..self.lens[out]])
     }
 
+    /// Counts input samples from `first` on, which no window may start before.
+    pub(super) fn count_from(&mut self, first: usize) {
+        self.starts.iter_mut().for_each(|start| *start -= first);
+    }
+
     /// The input samples that any window touches.
     pub(super) fn touched(&self) -> Range<usize> {
         let start = self.starts.iter().copied().min().unwrap_or(0);

@@ -33,20 +33,21 @@ pub(super) fn horizontal_row(source: &[u8], windows: &Windows, kept: std::ops::R
     }
 }
 
-/// The weighted sum of the rows `start..` of `source`, one output row.
-pub(super) fn vertical(source: View<'_>, start: usize, weights: &[i32], out: &mut [u8]) {
-    vertical_columns(source, start, weights, 0, out);
+/// Row `y` of `source` resampled along y.
+pub(super) fn vertical(source: View<'_>, windows: &Windows, y: usize, out: &mut [u8]) {
+    vertical_columns(source, windows, y, 0, out);
 }
 
 /// Like [`vertical`], for the bytes of a row from `first` on.
-pub(super) fn vertical_columns(source: View<'_>, start: usize, weights: &[i32], first: usize, out: &mut [u8]) {
+pub(super) fn vertical_columns(source: View<'_>, windows: &Windows, y: usize, first: usize, out: &mut [u8]) {
+    let (start, weights) = windows.get(y);
     // Blocks keep the sums in registers while the rows go by.
     const BLOCK: usize = 32;
     for (block, out) in out[first..].chunks_mut(BLOCK).enumerate() {
         let offset = first + block * BLOCK;
         let mut sums = [HALF; BLOCK];
-        for (y, &weight) in weights.iter().enumerate() {
-            let row = &source.row(start + y)[offset..offset + out.len()];
+        for (tap, &weight) in weights.iter().enumerate() {
+            let row = &source.row(start + tap)[offset..offset + out.len()];
             for (sum, &value) in sums.iter_mut().zip(row) {
                 *sum += i32::from(value) * weight;
             }

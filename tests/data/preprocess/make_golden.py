@@ -1,0 +1,310 @@
+"""Makes the images of this folder and what Pillow makes of them.
+
+Written with Pillow 13.0.0 (libjpeg-turbo 3.2, libwebp 1.6) and numpy:
+
+    python3 -m venv /tmp/golden && /tmp/golden/bin/pip install Pillow==13.0.0 numpy
+    /tmp/golden/bin/python tests/data/preprocess/make_golden.py
+
+`golden.json` holds three lists. `decode`: file -> convert("RGB"), as SHA-256 of the pixels (height, width, 3) and the
+first of them in hex. `resize`: file + configuration -> pixels after pre-crop, resize and crop. `tensor`: file +
+configuration -> SHA-256 of the float32 tensor (3, height, width), little-endian. Lossy files also have their expected
+pixels in `expected/`, so that a decoder which is not Pillow's can be compared with it.
+"""
+
+import hashlib
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+HERE = Path(__file__).parent
+FILES, EXPECTED = HERE / "files", HERE / "expected"
+golden = {"decode": [], "resize": [], "tensor": []}
+
+
+def picture(height, width, seed=0):
+    """A gradient with shapes and noise: smooth parts, edges and saturated pixels."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    rgb = np.stack([255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), 255 - 255 * (x + y) / (height + width)], -1)
+    rgb[(x - width / 3) ** 2 + (y - height / 2) ** 2 < (min(height, width) / 4) ** 2] = [255, 0, 64]
+    rgb[height // 4 : height // 2, width // 2 : width * 3 // 4] = [0, 255, 255]
+    noisy = slice(height * 3 // 4, None)
+    rgb[noisy] = rng.integers(0, 256, rgb[noisy].shape)
+    return rgb.round().clip(0, 255).astype(np.uint8)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(samples, bits, color, extra=b""):
+    """A PNG written by hand: Pillow does not write every kind that it reads. `samples` is (height, row bytes)."""
+    height = len(samples)
+    width = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    width = samples.shape[1] * 8 // bits // width
+    raw = b"".join(b"\0" + row.tobytes() for row in samples)
+    head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra
+            + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b""))
+
+
+def decode(name, data, exif="ignore", lossy=False, **note):
+    """Writes a file and records what Pillow reads from it."""
+    if isinstance(data, bytes):
+        (FILES / name).write_bytes(data)
+    image = Image.open(FILES / name)
+    mode = image.mode
+    if exif == "apply":
+        image = ImageOps.exif_transpose(image)
+    pixels = np.array(image.convert("RGB"))
+    if lossy:
+        expected = f"{name}.{exif}.png" if exif == "apply" else f"{name}.png"
+        Image.fromarray(pixels).save(EXPECTED / expected, optimize=True)
+        note["expected"] = expected
+    golden["decode"].append({
+        "file": name, "mode": mode, "exif": exif, "height": pixels.shape[0], "width": pixels.shape[1],
+        "sha256": hashlib.sha256(pixels.tobytes()).hexdigest(), "head": pixels.tobytes()[:12].hex(), **note,
+    })
+
+
+def saved(image, format, **options):
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def pngs(rgb, image, alpha, rgba):
+    gray = image.convert("L")
+    decode("rgb.png", saved(image, "PNG"))
+    decode("rgba.png", saved(rgba, "PNG"))
+    decode("gray.png", saved(gray, "PNG"))
+    decode("gray_alpha.png", saved(Image.merge("LA", [gray, alpha]), "PNG"))
+    decode("gray_transparent.png", saved(gray, "PNG", transparency=7))
+    decode("bilevel.png", saved(image.convert("1"), "PNG"))
+    decode("palette.png", saved(image.quantize(200), "PNG"))
+    for colors in (2, 4, 16):
+        decode(f"palette_{colors}.png", saved(image.quantize(colors), "PNG"))
+    decode("palette_transparent.png", saved(image.quantize(100), "PNG", transparency=3))
+    decode("palette_alpha.png", saved(image.quantize(100), "PNG", transparency=bytes(range(100))))
+    rng = np.random.default_rng(1)
+    for bits in (2, 4):
+        decode(f"gray{bits}.png", png(rng.integers(0, 256, (9, 5), dtype=np.uint8), bits, 0))
+    words = rng.integers(0, 65536, (9, 11 * 4)).astype(">u2")
+    words[0, :12] = [0, 1, 127, 128, 254, 255, 256, 257, 383, 384, 65280, 65535]
+    for name, color, channels in [("gray16", 0, 1), ("rgb16", 2, 3), ("gray_alpha16", 4, 2), ("rgba16", 6, 4)]:
+        samples = np.ascontiguousarray(words[:, : 11 * channels]).view(np.uint8)
+        decode(f"{name}.png", png(samples, 16, color))
+    animation = [Image.fromarray(picture(29, 37, seed)) for seed in range(2)]
+    decode("animated.png", saved(animation[0], "PNG", save_all=True, append_images=animation[1:]))
+
+
+def frame_inside(data, left, top, canvas):
+    """A GIF whose frame fills only a part of its canvas."""
+    data = bytearray(data)
+    data[6:10] = struct.pack("<HH", *canvas)
+    at = 13 + 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 13
+    while data[at] == 0x21:  # extensions
+        at += 2
+        while data[at]:
+            at += data[at] + 1
+        at += 1
+    assert data[at] == 0x2C
+    data[at + 1 : at + 5] = struct.pack("<HH", left, top)
+    return bytes(data)
+
+
+def gifs(image, rgba):
+    decode("palette.gif", saved(image.quantize(64), "GIF"))
+    decode("not_interlaced.gif", saved(image.quantize(64), "GIF", interlace=0))
+    decode("gray.gif", saved(image.convert("L"), "GIF"))
+    decode("transparent.gif", saved(image.quantize(64), "GIF", transparency=5))
+    decode("rgba.gif", saved(rgba, "GIF"))
+    frames = [Image.fromarray(picture(29, 37, seed)).quantize(32) for seed in range(3)]
+    decode("animated.gif", saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=40))
+    decode("small_frame.gif", frame_inside(saved(image.quantize(64), "GIF"), 3, 5, (50, 40)))
+    small = frame_inside(saved(image.quantize(64), "GIF", transparency=5), 3, 5, (50, 40))
+    decode("small_transparent_frame.gif", small)
+
+
+def webps(image, rgba):
+    decode("lossless.webp", saved(image, "WEBP", lossless=True))
+    decode("lossless_alpha.webp", saved(rgba, "WEBP", lossless=True, exact=True))
+    decode("lossy.webp", saved(image, "WEBP", quality=80), lossy=True)
+    decode("lossy_alpha.webp", saved(rgba, "WEBP", quality=80), lossy=True)
+    frames = [Image.fromarray(picture(29, 37, seed)) for seed in range(2)]
+    decode("animated.webp", saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+
+
+def bmp_by_hand(width, height, bits, data, compression=0, palette=b"", masks=b""):
+    offset = 54 + len(masks) + len(palette)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 2835, 2835, len(palette) // 4, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(data), 0, 0, offset) + info + masks + palette + data
+
+
+def bmps(image, rgba):
+    decode("rgb.bmp", saved(image, "BMP"))
+    decode("gray.bmp", saved(image.convert("L"), "BMP"))
+    decode("bilevel.bmp", saved(image.convert("1"), "BMP"))
+    decode("palette.bmp", saved(image.quantize(32), "BMP"))
+    decode("rgba.bmp", saved(rgba, "BMP"))
+    rng = np.random.default_rng(2)
+    words = rng.integers(0, 65536, (8, 10)).astype("<u2").tobytes()
+    decode("rgb555.bmp", bmp_by_hand(10, 8, 16, words))
+    decode("rgb565.bmp", bmp_by_hand(10, 8, 16, words, 3, masks=struct.pack("<III", 0xF800, 0x7E0, 0x1F)))
+    palette = rng.integers(0, 256, (256, 4), dtype=np.uint8)
+    palette[:, 3] = 0
+    runs = b"".join(bytes([6, y, 4, 200 - y, 0, 0]) for y in range(8)) + b"\0\1"
+    decode("rle8.bmp", bmp_by_hand(10, 8, 8, runs, 1, palette=palette.tobytes()))
+    decode("top_down.bmp", bmp_by_hand(4, -3, 24, rng.integers(0, 256, 36, dtype=np.uint8).tobytes()))
+
+
+def tiffs(image, rgba):
+    decode("raw.tiff", saved(image, "TIFF"))
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        decode(f"{compression}.tiff", saved(image, "TIFF", compression=compression))
+    decode("gray.tiff", saved(image.convert("L"), "TIFF"))
+    decode("bilevel.tiff", saved(image.convert("1"), "TIFF"))
+    decode("group4.tiff", saved(image.convert("1"), "TIFF", compression="group4"))
+    decode("rgba.tiff", saved(rgba, "TIFF"))
+    decode("cmyk.tiff", saved(image.convert("CMYK"), "TIFF"))
+    words = np.random.default_rng(3).integers(0, 600, (9, 11)).astype(np.uint16)
+    decode("gray16.tiff", saved(Image.fromarray(words), "TIFF"))
+
+
+def jpegs(image):
+    smooth = Image.fromarray(picture(64, 80)[:, :, ::-1])
+    for name, subsampling in [("420", 2), ("422", 1), ("444", 0)]:
+        decode(f"{name}.jpg", saved(image, "JPEG", quality=90, subsampling=subsampling), lossy=True)
+        decode(f"{name}_larger.jpg", saved(smooth, "JPEG", quality=75, subsampling=subsampling), lossy=True)
+    decode("progressive.jpg", saved(image, "JPEG", quality=85, progressive=True), lossy=True)
+    decode("restarts.jpg", saved(smooth, "JPEG", quality=75, restart_marker_rows=1), lossy=True)
+    decode("gray.jpg", saved(image.convert("L"), "JPEG"), lossy=True)
+    decode("plain_rgb.jpg", saved(image, "JPEG", keep_rgb=True), lossy=True)
+    cmyk = saved(image.convert("CMYK"), "JPEG", quality=90)
+    decode("cmyk.jpg", cmyk, lossy=True)
+    adobe = cmyk.index(b"Adobe")
+    decode("ycck.jpg", cmyk[: adobe + 11] + b"\2" + cmyk[adobe + 12 :], lossy=True)
+    decode("behind_the_end.jpg", saved(image, "JPEG", quality=90) + b"more" * 9, lossy=True)
+
+
+def exifs():
+    small = Image.fromarray(picture(6, 9, 4))
+    blocks = Image.fromarray(np.kron(picture(2, 3, 5), np.ones((16, 16, 1), np.uint8)))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        decode(f"exif{orientation}.png", saved(small, "PNG", exif=exif), "apply")
+        decode(f"exif{orientation}.jpg", saved(blocks, "JPEG", exif=exif, subsampling=0), "apply", lossy=True)
+    decode("exif6.png", None, "ignore")
+    decode("exif6.webp", saved(small, "WEBP", lossless=True, exif=exif_of(6)), "apply")
+    decode("exif8.tiff", saved(small, "TIFF", exif=exif_of(8)), "apply")
+    decode("exif9.png", saved(small, "PNG", exif=exif_of(9)), "apply")
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def centered(image, height, width):
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def transformed(image, config):
+    """The steps as torchvision does them on a PIL image."""
+    if "pre_crop" in config:
+        side = round(config["pre_crop"] * min(image.size))
+        image = centered(image, side, side)
+    resize = config.get("resize")
+    if isinstance(resize, int):
+        width, height = image.size
+        short, long = min(width, height), max(width, height)
+        new_long = int(resize * long / short)
+        resize = [resize, new_long] if height <= width else [new_long, resize]
+    if resize:
+        image = image.resize((resize[1], resize[0]), FILTERS[config["interpolation"]])
+    crop = config.get("crop")
+    if crop:
+        height, width = (crop, crop) if isinstance(crop, int) else crop
+        image = centered(image, height, width)
+    return np.array(image)
+
+
+def resizes():
+    for name, (height, width) in {"landscape": (47, 61), "portrait": (150, 113), "wide": (2, 1001), "dot": (1, 1)}.items():
+        Image.fromarray(picture(height, width, 6)).save(FILES / f"{name}.png", optimize=True)
+    shapes = {
+        "landscape": [
+            {"resize": 36, "crop": 32}, {"resize": 35, "crop": 32}, {"resize": 33, "crop": [32, 31]}, {"resize": 100},
+            {"resize": [23, 97]}, {"resize": [97, 23]}, {"resize": [47, 30]}, {"resize": [20, 61]}, {"resize": [47, 61]},
+            {"resize": 47, "crop": 40}, {"crop": 33}, {"pre_crop": 0.875, "resize": 32}, {"pre_crop": 0.5, "resize": [64, 48]},
+            {"pre_crop": 1.0}, {"pre_crop": 0.33, "resize": 16, "crop": 13}, {"resize": [1, 1]}, {"resize": [300, 200], "crop": 64},
+            {"resize": [47, 120], "crop": [11, 90]}, {"resize": [90, 61], "crop": [77, 10]},
+        ],
+        "portrait": [
+            {"resize": 36, "crop": 32}, {"resize": 64, "crop": 56}, {"resize": [7, 5]}, {"resize": 112}, {"resize": 200, "crop": 97},
+            {"pre_crop": 0.875, "resize": 32}, {"resize": [151, 114]}, {"resize": [149, 112], "crop": [100, 101]},
+        ],
+        "wide": [{"resize": [2, 333]}, {"resize": [3, 777]}, {"resize": [1, 1000]}, {"resize": [2, 1002]}, {"resize": 8, "crop": 8}],
+        "dot": [{"resize": 5}, {"resize": [3, 8], "crop": [2, 7]}, {"pre_crop": 0.6, "resize": 2}],
+    }
+    for name, configs in shapes.items():
+        image = Image.open(FILES / f"{name}.png").convert("RGB")
+        for config in configs:
+            for interpolation in FILTERS:
+                config = {**config, "interpolation": interpolation}
+                pixels = transformed(image, config)
+                golden["resize"].append({
+                    "file": f"{name}.png", "config": config, "height": pixels.shape[0], "width": pixels.shape[1],
+                    "sha256": hashlib.sha256(pixels.tobytes()).hexdigest(), "head": pixels.tobytes()[:12].hex(),
+                })
+    for mean, std in [([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ([0.5] * 3, [0.5] * 3), ([0.498039216] * 3, [0.501960784] * 3)]:
+        config = {"resize": 36, "crop": 32, "interpolation": "bilinear", "mean": mean, "std": std}
+        pixels = transformed(Image.open(FILES / "landscape.png").convert("RGB"), config)
+        f32 = np.float32
+        # torchvision's ToTensor and Normalize, each operation in float32.
+        tensor = (pixels.transpose(2, 0, 1).astype(f32) / f32(255) - np.array(mean, f32)[:, None, None]) / np.array(std, f32)[:, None, None]
+        tensor = np.ascontiguousarray(tensor.astype("<f4"))
+        golden["tensor"].append({
+            "file": "landscape.png", "config": config, "sha256": hashlib.sha256(tensor.tobytes()).hexdigest(),
+            "head": [float(v) for v in tensor.ravel()[:4]],
+        })
+
+
+def main():
+    for folder in (FILES, EXPECTED):
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+    rgb = picture(29, 37)
+    image = Image.fromarray(rgb)
+    alpha = Image.fromarray((np.arange(29 * 37) % 256).astype(np.uint8).reshape(29, 37))
+    rgba = image.copy()
+    rgba.putalpha(alpha)
+    pngs(rgb, image, alpha, rgba)
+    gifs(image, rgba)
+    webps(image, rgba)
+    bmps(image, rgba)
+    tiffs(image, rgba)
+    jpegs(image)
+    exifs()
+    resizes()
+    lines = [f'  "{key}": [\n' + ",\n".join("    " + json.dumps(case) for case in cases) + "\n  ]" for key, cases in golden.items()]
+    (HERE / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

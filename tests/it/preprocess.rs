@@ -1,0 +1,144 @@
+//! Preprocessing against Pillow: the numbers of `tests/data/preprocess/golden.json`.
+
+use std::path::PathBuf;
+
+use equipoise::preprocess::{
+    DecodeLimits, ExifOrientation, PreprocessConfig, Preprocessor, RgbImage, decode_rgb,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+#[derive(Deserialize)]
+struct Golden {
+    decode: Vec<DecodeCase>,
+    resize: Vec<ResizeCase>,
+    tensor: Vec<TensorCase>,
+}
+
+#[derive(Deserialize)]
+struct DecodeCase {
+    file: String,
+    mode: String,
+    exif: ExifOrientation,
+    height: usize,
+    width: usize,
+    sha256: String,
+    head: String,
+    expected: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ResizeCase {
+    file: String,
+    config: Value,
+    height: usize,
+    width: usize,
+    sha256: String,
+    head: String,
+}
+
+#[derive(Deserialize)]
+struct TensorCase {
+    file: String,
+    config: Value,
+    sha256: String,
+    head: Vec<f32>,
+}
+
+fn data(path: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/preprocess").join(path);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn golden() -> Golden {
+    serde_json::from_slice(&data("golden.json")).unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn decode(file: &str, exif: ExifOrientation) -> RgbImage {
+    decode_rgb(&data(file), &DecodeLimits::default(), exif).unwrap_or_else(|error| panic!("{file}: {error:?}"))
+}
+
+/// Largest and mean difference of two images.
+fn difference(left: &[u8], right: &[u8]) -> (u8, f64) {
+    assert_eq!(left.len(), right.len());
+    let differences = left.iter().zip(right).map(|(a, b)| a.abs_diff(*b));
+    let sum: u64 = differences.clone().map(u64::from).sum();
+    (differences.max().unwrap_or(0), sum as f64 / left.len() as f64)
+}
+
+#[test]
+fn lossless_files_decode_to_the_pixels_of_pillow() {
+    let mut wrong = Vec::new();
+    for case in golden().decode.iter().filter(|case| case.expected.is_none()) {
+        let image = decode(&format!("files/{}", case.file), case.exif);
+        let is_size = (image.height(), image.width()) == (case.height, case.width);
+        if !is_size || hex(&Sha256::digest(image.pixels())) != case.sha256 {
+            let head = hex(&image.pixels()[..12.min(image.pixels().len())]);
+            wrong.push(format!(
+                "{} ({}): {}x{} instead of {}x{}, {head} instead of {}",
+                case.file, case.mode, image.height(), image.width(), case.height, case.width, case.head
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn lossy_files_decode_close_to_the_pixels_of_pillow() {
+    for case in golden().decode.iter() {
+        let Some(expected) = &case.expected else { continue };
+        let image = decode(&format!("files/{}", case.file), case.exif);
+        assert_eq!((image.height(), image.width()), (case.height, case.width), "{}", case.file);
+        let expected = decode(&format!("expected/{expected}"), ExifOrientation::Ignore);
+        let (max, mean) = difference(image.pixels(), expected.pixels());
+        println!("{:24} max {max:3} mean {mean:.3}", case.file);
+    }
+}
+
+/// Runs a configuration whose normalisation gives the bytes back.
+fn bytes_of(file: &str, config: &Value) -> (Vec<u8>, usize, usize) {
+    let mut config = config.clone();
+    config["mean"] = Value::from(vec![0.0; 3]);
+    config["std"] = Value::from(vec![1.0; 3]);
+    let config: PreprocessConfig = serde_json::from_value(config).unwrap();
+    let preprocessor = Preprocessor::new(config, DecodeLimits::default()).unwrap();
+    let tensor = preprocessor.run(&data(file)).unwrap();
+    let plane = tensor.height * tensor.width;
+    let bytes = (0..plane)
+        .flat_map(|at| [0, 1, 2].map(|channel| (tensor.pixels[channel * plane + at] * 255.0).round() as u8))
+        .collect();
+    (bytes, tensor.height, tensor.width)
+}
+
+#[test]
+fn resizes_and_crops_are_those_of_pillow_to_the_last_bit() {
+    let cases = golden().resize;
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let (bytes, height, width) = bytes_of(&format!("files/{}", case.file), &case.config);
+        if (height, width) != (case.height, case.width) || hex(&Sha256::digest(&bytes)) != case.sha256 {
+            let head = hex(&bytes[..12.min(bytes.len())]);
+            wrong.push(format!("{} {}: {height}x{width}, {head} instead of {}", case.file, case.config, case.head));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn tensors_are_those_of_torchvision_to_the_last_bit() {
+    for case in golden().tensor {
+        let config: PreprocessConfig = serde_json::from_value(case.config).unwrap();
+        let tensor = Preprocessor::new(config, DecodeLimits::default())
+            .unwrap()
+            .run(&data(&format!("files/{}", case.file)))
+            .unwrap();
+        assert_eq!(tensor.pixels[..4], case.head);
+        let bytes: Vec<u8> = tensor.pixels.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(hex(&Sha256::digest(&bytes)), case.sha256);
+    }
+}
