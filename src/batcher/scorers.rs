@@ -62,7 +62,8 @@ impl ScorerPool {
 
     /// What waits in the worker's box, or a session made now if the worker lost the one that was there.
     fn take(&self, worker: usize) -> Result<Scorer, OnnxError> {
-        let waiting = self.boxes.get(worker).and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let waiting =
+            self.boxes.get(worker).and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         waiting.map_or_else(|| self.build_one(), Ok)
     }
 }

@@ -291,6 +291,17 @@ impl Head {
         self.weights.feature_dim()
     }
 
+    /// The norms that tau is an exponent of, `[C]`: `‖wⱼ‖`, of LWS `|sⱼ|·‖wⱼ‖`. `None` for NCM.
+    pub fn row_norms(&self) -> Option<Vec<f64>> {
+        match &self.form {
+            Form::Linear { scale, log_norms, .. } => {
+                let scale = |class: usize| scale.as_ref().map_or(1.0, |scale| f64::from(scale[class]).abs());
+                Some(log_norms.iter().enumerate().map(|(class, log_norm)| scale(class) * log_norm.exp()).collect())
+            }
+            Form::Ncm { .. } => None,
+        }
+    }
+
     /// The counts it was fitted on, `[C]`.
     pub fn train_counts(&self) -> Option<&[u64]> {
         self.train_counts.as_deref()

@@ -23,6 +23,7 @@
 
 mod file;
 mod head;
+mod norms;
 mod scoring;
 mod settings;
 mod weights;
@@ -30,7 +31,9 @@ mod write;
 
 pub use file::{FORMAT, HeadFile, HeadFileError};
 pub use head::{DeriveError, Head, HeadKind, Metric, Parameters, TrainPrior, Transform};
+pub use norms::{FOLLOWING_CORRELATION, NEAR_EQUAL_VARIATION, NormStatistics, NormWarning};
 pub use scoring::{Prediction, Scores, Scoring, softmax, top_k};
 pub use settings::{BiasMode, MAX_TAU, Settings, SettingsError, SettingsPatch};
+pub(crate) use weights::hash_values;
 pub use weights::{Digest, FeatureMap, NORM_EPSILON, Weights};
 pub use write::{TensorView, write_safetensors};

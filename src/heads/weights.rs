@@ -38,6 +38,11 @@ impl Digest {
         &self.0
     }
 
+    /// The digest of what `hasher` has been given.
+    pub(crate) fn finish(hasher: Sha256) -> Self {
+        Self(hasher.finalize().into())
+    }
+
     /// The digest in hexadecimal, 64 characters.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -72,7 +77,7 @@ impl Weights {
         if let FeatureMap::CenterL2Normalize { mean } = &feature_map {
             hash_values(&mut hasher, mean.iter());
         }
-        let digest = Digest(hasher.finalize().into());
+        let digest = Digest::finish(hasher);
         Self { matrix, feature_map, squared_norm, digest }
     }
 
@@ -135,7 +140,8 @@ pub(super) fn normalize(row: &mut ArrayViewMut1<'_, f32>) {
     row.mapv_inplace(|x| (f64::from(x) / norm) as f32);
 }
 
-fn hash_values<'a>(hasher: &mut Sha256, values: impl Iterator<Item = &'a f32>) {
+/// Adds the bits of `values`, little-endian.
+pub(crate) fn hash_values<'a>(hasher: &mut Sha256, values: impl Iterator<Item = &'a f32>) {
     let mut block = Vec::with_capacity(1 << 16);
     for value in values {
         block.extend_from_slice(&value.to_le_bytes());

@@ -224,7 +224,8 @@ impl<'de> Visitor<'de> for RowsSeed {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<Self::Value, A::Error> {
         let (mut values, mut n) = (Vec::new(), 0);
-        while rows.next_element_seed(RowSeed { values: &mut values, row: n, feature_dim: self.feature_dim })?.is_some() {
+        while rows.next_element_seed(RowSeed { values: &mut values, row: n, feature_dim: self.feature_dim })?.is_some()
+        {
             n += 1;
         }
         Ok((values, n))
@@ -271,7 +272,11 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
 fn in_row<E: serde::de::Error>(row: usize, error: &E) -> E {
     let message = error.to_string();
     // Whoever sorts errors by kind looks at how this one begins.
-    if message.starts_with("number out of range") { E::custom(message) } else { E::custom(format!("row {row}: {message}")) }
+    if message.starts_with("number out of range") {
+        E::custom(message)
+    } else {
+        E::custom(format!("row {row}: {message}"))
+    }
 }
 
 /// A body that somebody else can go on reading once its first reader has dropped it.
@@ -333,4 +338,3 @@ impl HttpBody for SharedBody {
         self.with(|body| body.size_hint())
     }
 }
-

@@ -148,7 +148,9 @@ impl ApiError {
     fn detail(&self) -> String {
         let (status, _) = self.status_and_code();
         match self {
-            Self::Batch(BatchError::Model { .. }) => "the model failed on this batch; the server's log says why".to_owned(),
+            Self::Batch(BatchError::Model { .. }) => {
+                "the model failed on this batch; the server's log says why".to_owned()
+            }
             Self::Registry(_) if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE => {
                 "the change could not be made and nothing has changed; the server's log says why".to_owned()
             }

@@ -26,7 +26,7 @@ pub enum LibraryError {
         /// The folders that were looked into, in order.
         searched: Vec<PathBuf>,
         /// What the system loader answered.
-        system: Box<ort::LoadDynamicError>,
+        system: String,
     },
     /// `ORT_DYLIB_PATH` names something that is not there.
     #[error("ORT_DYLIB_PATH is `{}`, where there is no ONNX Runtime library; correct it, or unset it and run `make ort`", path.display())]
@@ -122,7 +122,7 @@ fn load(places: &SearchPlaces) -> Result<Runtime, LibraryError> {
                     return Err(load_error(path, err));
                 }
                 Err(err) => {
-                    return Err(LibraryError::NotFound { searched, system: Box::new(err) });
+                    return Err(LibraryError::NotFound { searched, system: err.to_string() });
                 }
             }
         }

@@ -23,7 +23,10 @@ mod proto_rest;
 mod scorer;
 mod session;
 
-pub use cut::{CutClassifier, CutError, CutProof, NodeName, Reason, TensorFault, cut_classifier, prove_cut};
+pub use cut::{
+    CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
+    cut_classifier, prove_cut,
+};
 pub use device::{DeviceChoice, ParseDeviceError, Provider, SessionOptions};
 pub use error::OnnxError;
 pub use features::Features;

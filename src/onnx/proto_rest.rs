@@ -78,3 +78,26 @@ pub(super) struct SimpleShardedDimProto {
     #[prost(int64, optional, tag = "3")]
     pub num_shards: Option<i64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use crate::onnx::proto::ModelProto;
+
+    /// A model in which the onnx package has set every field that it knows, in messages within messages.
+    const EVERY_FIELD: &[u8] = include_bytes!("../../tests/data/onnx/every_field.onnx");
+
+    #[test]
+    fn no_field_is_lost_by_reading_and_writing() {
+        let model = ModelProto::decode(EVERY_FIELD).expect("the file is valid");
+        let written = model.encode_to_vec();
+        // The fields of a oneof may be written in another place: same length and same content is the same model.
+        assert_eq!(written.len(), EVERY_FIELD.len());
+        let [mut before, mut after] = [EVERY_FIELD.to_vec(), written.clone()];
+        before.sort_unstable();
+        after.sort_unstable();
+        assert_eq!(before, after);
+        assert_eq!(ModelProto::decode(&*written).expect("what was written can be read"), model);
+    }
+}

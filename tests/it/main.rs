@@ -3,9 +3,20 @@
 
 #[cfg(feature = "server")]
 mod app;
+mod feature_sets;
 mod heads;
 #[cfg(feature = "server")]
 mod http;
+#[cfg(feature = "server")]
+mod onnx;
+#[cfg(feature = "server")]
+mod onnx_cut;
+#[cfg(feature = "server")]
+mod onnx_library;
+#[cfg(feature = "server")]
+mod onnx_scorer;
+#[cfg(feature = "server")]
+mod onnx_session;
 #[cfg(feature = "server")]
 mod preprocess;
 #[cfg(feature = "server")]

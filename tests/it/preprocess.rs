@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use equipoise::preprocess::{
-    DecodeLimits, ExifOrientation, PreprocessConfig, Preprocessor, RgbImage, decode_rgb,
-};
+use equipoise::preprocess::{DecodeLimits, ExifOrientation, PreprocessConfig, Preprocessor, RgbImage, decode_rgb};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -81,7 +79,13 @@ fn lossless_files_decode_to_the_pixels_of_pillow() {
             let head = hex(&image.pixels()[..12.min(image.pixels().len())]);
             wrong.push(format!(
                 "{} ({}): {}x{} instead of {}x{}, {head} instead of {}",
-                case.file, case.mode, image.height(), image.width(), case.height, case.width, case.head
+                case.file,
+                case.mode,
+                image.height(),
+                image.width(),
+                case.height,
+                case.width,
+                case.head
             ));
         }
     }

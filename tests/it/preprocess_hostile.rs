@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use equipoise::preprocess::{
-    DecodeLimits, ExifOrientation, ImageError, Interpolation, PreprocessConfig, Preprocessor, RgbImage, Target, decode_rgb,
-    resample,
+    DecodeLimits, ExifOrientation, ImageError, Interpolation, PreprocessConfig, Preprocessor, RgbImage, Target,
+    decode_rgb, resample,
 };
 use proptest::prelude::*;
 

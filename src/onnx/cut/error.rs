@@ -204,7 +204,7 @@ pub enum TensorFault {
     },
     /// Offset or length of the external data are no numbers or outside the file.
     #[error(
-        "its values are in the file `{location}` of {file_len} bytes, at offset {offset} with length {len:?}, which does not fit"
+        "its values are in the file `{location}` of {file_len} bytes, at offset {offset} with length {len}, which does not fit"
     )]
     Range {
         /// The file as the model names it.
@@ -213,8 +213,8 @@ pub enum TensorFault {
         file_len: u64,
         /// As the model says.
         offset: String,
-        /// As the model says.
-        len: Option<String>,
+        /// As the model says; `the rest` if it does not.
+        len: String,
     },
     /// The file cannot be read.
     #[error("its values are in the file `{location}`, which cannot be read: {source}")]

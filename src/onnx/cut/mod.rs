@@ -1,12 +1,29 @@
 //! Cuts a whole classifier into its backbone and its last linear layer (`equipoise import`).
+//!
+//! ```text
+//! find      follows the logits back to the last linear layer
+//! constant  reads its weights, in any of ONNX's encodings
+//! rewrite   writes what is before it as a model of its own
+//! prove     compares the two parts with the original on random images
+//! ```
+//! Nothing here trusts the file: every size is checked, and every refusal names the node.
+
+mod constant;
+mod error;
+mod external;
+mod find;
+mod graph;
+mod prove;
+mod rewrite;
 
 use std::path::Path;
 
-mod error;
+use prost::Message;
 
 pub use error::{CutError, NodeName, Reason, TensorFault};
+pub use prove::{CutProof, HALF_PRECISION_TOLERANCE, TOLERANCE, prove_cut};
 
-use super::SessionOptions;
+use super::proto::ModelProto;
 
 /// A classifier in two parts: `logits = features Wᵀ + bias`.
 #[derive(Clone, Debug)]
@@ -26,35 +43,30 @@ pub struct CutClassifier {
     pub notes: Vec<String>,
 }
 
-/// The comparison of the two parts with the original.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CutProof {
-    /// The largest difference between a logit of the original and one of the two parts.
-    pub max_abs_difference: f32,
-    /// The largest logit seen: the scale on which the difference is judged.
-    pub max_abs_logit: f32,
-    /// Random images compared.
-    pub n_inputs: usize,
-}
-
 /// Cuts a classifier before its last linear layer. `base_dir` is the folder of weights kept in other files.
+///
+/// The layer is a Gemm, a MatMul with or without an Add, or a 1x1 Conv on one pixel, with constant weights. Between it and
+/// the output there may be Softmax or LogSoftmax, which are dropped, and what changes no value: Identity, Flatten,
+/// Reshape, Squeeze, Cast, Dropout.
 ///
 /// # Errors
 /// [`CutError`] names the node and says why it cannot be cut.
-pub fn cut_classifier(_model: &[u8], _base_dir: Option<&Path>) -> Result<CutClassifier, CutError> {
-    Err(CutError::NoGraph)
+pub fn cut_classifier(model: &[u8], base_dir: Option<&Path>) -> Result<CutClassifier, CutError> {
+    let model = decode(model)?;
+    let graph = model.graph.as_ref().ok_or(CutError::NoGraph)?;
+    let mut layer = find::last_layer(&graph::Index::new(&model, graph), graph, base_dir)?;
+    let mut notes = std::mem::take(&mut layer.notes);
+    let backbone = rewrite::backbone(model, &layer, base_dir, &mut notes)?;
+    Ok(CutClassifier {
+        backbone,
+        weight: layer.weight.values,
+        bias: layer.bias,
+        num_classes: layer.num_classes,
+        feature_dim: layer.feature_dim,
+        notes,
+    })
 }
 
-/// Runs the original and the two parts on random images and compares the logits.
-///
-/// # Errors
-/// [`CutError::NotProved`] if they differ, [`CutError::Run`] if one does not run.
-pub fn prove_cut(
-    _original: &[u8],
-    _cut: &CutClassifier,
-    _base_dir: Option<&Path>,
-    _input_size: (usize, usize),
-    _options: &SessionOptions,
-) -> Result<CutProof, CutError> {
-    Err(CutError::NoGraph)
+fn decode(model: &[u8]) -> Result<ModelProto, CutError> {
+    ModelProto::decode(model).map_err(|source| CutError::Malformed { source })
 }

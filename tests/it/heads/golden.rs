@@ -78,6 +78,19 @@ fn tau_norm_has_the_worked_logits_for_each_tau_and_bias_mode() {
 }
 
 #[test]
+fn the_norms_are_those_that_tau_is_an_exponent_of() {
+    let file = load("tau_norm");
+    let (weight, scale) = (matrix(&file["W"]), Array1::from_vec(vec![0.5, -2.0, 0.0, 1.0]));
+    let expected = vector(&file["row_norms"]);
+    let norms = linear(HeadKind::Joint, &weight, None, None).row_norms().unwrap();
+    assert_close(&[norms], std::slice::from_ref(&expected), TOLERANCE, "norms");
+    let norms = linear(HeadKind::Lws, &weight, None, Some(&scale)).row_norms().unwrap();
+    let scaled = expected.iter().zip(&scale).map(|(norm, s)| norm * f64::from(*s).abs()).collect();
+    assert_close(&[norms], &[scaled], TOLERANCE, "scaled norms");
+    assert_eq!(ncm(&weight, None, Transform::None, Metric::L2).row_norms(), None);
+}
+
+#[test]
 fn lws_scales_the_weights_and_the_bias() {
     let file = load("lws");
     let scale = vector_f32(&file["scales"]);

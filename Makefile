@@ -1,0 +1,47 @@
+# `make serve` and `make test` are all that a newcomer needs; both fetch ONNX Runtime by themselves.
+
+PYTHON ?= python3
+CARGO ?= cargo
+ARGS ?=
+
+# ONNX Runtime is taken from its Python wheel, which needs pip and no particular Python: nothing of it is run.
+ORT_PACKAGE ?= onnxruntime
+ORT_VERSION ?= 1.31.1
+ORT_DIR ?= .ort
+ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
+	(Linux-x86_64) echo manylinux_2_28_x86_64;; \
+	(Linux-aarch64) echo manylinux_2_28_aarch64;; \
+	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
+ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
+
+.PHONY: help serve test ort lint bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: ort ## Build a release and serve the model in models/ on http://127.0.0.1:8000 (ARGS="..." adds flags)
+	$(CARGO) run --release --locked -- serve $(ARGS)
+
+test: ort ## Run all tests
+	$(CARGO) test --locked $(ARGS)
+
+lint: ## Check formatting, lints and documentation
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+bench: ort ## Run the benchmarks
+	$(CARGO) bench --locked $(ARGS)
+
+ort: $(ORT_STAMP) ## Fetch ONNX Runtime into .ort/
+
+$(ORT_STAMP):
+	@test -n "$(ORT_PLATFORM)" || { echo "no wheel is known for $$(uname -sm): set ORT_PLATFORM, or ORT_DYLIB_PATH to a library of your own"; exit 1; }
+	rm -rf $(ORT_DIR)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target $(ORT_DIR) --no-deps \
+		--only-binary=:all: --python-version 3.12 --implementation cp --platform $(ORT_PLATFORM) $(ORT_PACKAGE)==$(ORT_VERSION)
+	touch $@
+
+clean: ## Remove what was built and fetched
+	$(CARGO) clean
+	rm -rf $(ORT_DIR)

@@ -1,0 +1,168 @@
+//! Cutting classifiers in two: every spelling of the last layer, every refusal, and files that lie.
+
+use equipoise::onnx::{Backbone, CutClassifier, CutError, cut_classifier, prove_cut};
+use proptest::prelude::*;
+
+use crate::onnx::{data_dir, golden, max_difference, on_cpu, pixels, read_model};
+
+/// `features Wᵀ + bias`, in f64.
+fn logits(cut: &CutClassifier, features: &[f32]) -> Vec<f32> {
+    let mut logits = Vec::new();
+    for row in features.chunks(cut.feature_dim) {
+        for (class, weights) in cut.weight.chunks(cut.feature_dim).enumerate() {
+            let bias = cut.bias.as_ref().map_or(0.0, |bias| f64::from(bias[class]));
+            let sum: f64 = row.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+            logits.push((sum + bias) as f32);
+        }
+    }
+    logits
+}
+
+#[test]
+fn every_spelling_of_the_last_layer_is_cut_and_proved() {
+    for case in golden().accepted {
+        let file = &case.file;
+        let model = read_model(file);
+        let cut = cut_classifier(&model, Some(&data_dir())).unwrap_or_else(|err| panic!("{file}: {err}"));
+        assert_eq!((cut.num_classes, cut.feature_dim, cut.bias.is_some()), (5, 6, case.bias), "{file}");
+        assert_eq!(cut.weight.len(), 30, "{file}");
+        assert!(
+            cut.notes.iter().any(|note| note.contains(&case.note)),
+            "{file}: no `{}` in {:?}",
+            case.note,
+            cut.notes
+        );
+
+        let mut backbone = Backbone::load(&cut.backbone, None, &on_cpu()).unwrap_or_else(|err| panic!("{file}: {err}"));
+        assert_eq!(backbone.feature_dim(), 6, "{file}");
+        let features = backbone.run(&pixels(case.n), case.n, 8, 8).expect(file);
+        let difference = max_difference(&logits(&cut, &features.to_host().expect(file)), &case.logits);
+        assert!(difference <= case.tolerance, "{file}: {difference:e} from the reference evaluator's logits");
+
+        let proof = prove_cut(&model, &cut, Some(&data_dir()), (8, 8), &on_cpu());
+        let proof = proof.unwrap_or_else(|err| panic!("{file}: {err}"));
+        println!(
+            "{file}: {difference:e} from the reference; proof {:e} of {:e} on {} images; {}",
+            proof.max_abs_difference,
+            proof.max_abs_logit,
+            proof.n_inputs,
+            cut.notes.join("; ")
+        );
+        assert!(proof.max_abs_logit > 0.1, "{file}");
+    }
+}
+
+#[test]
+fn a_refusal_names_the_node_and_the_reason() {
+    for case in golden().refused {
+        let err = cut_classifier(&read_model(&case.file), Some(&data_dir()));
+        let message = err.map(|_| ()).expect_err(&case.file).to_string();
+        println!("{}: {message}", case.file);
+        for part in &case.message_holds {
+            assert!(message.contains(part), "{}: no `{part}` in: {message}", case.file);
+        }
+    }
+}
+
+#[test]
+fn the_backbone_keeps_what_it_needs_and_nothing_else() {
+    for file in ["gemm_transb.onnx", "external.onnx", "named_features.onnx"] {
+        let cut = cut_classifier(&read_model(file), Some(&data_dir())).expect(file);
+        let text = String::from_utf8_lossy(&cut.backbone).into_owned();
+        for kept in ["conv.weight", "/conv/conv", "make_models", "trained_on", "features"] {
+            assert!(text.contains(kept), "{file}: {kept} is gone");
+        }
+        for dropped in ["/gemm/", "logits", "weights.bin"] {
+            assert!(!text.contains(dropped), "{file}: {dropped} is still there");
+        }
+    }
+}
+
+#[test]
+fn external_weights_need_a_folder() {
+    let err = cut_classifier(&read_model("external.onnx"), None).map(|_| ()).expect_err("there is no folder");
+    assert!(matches!(err, CutError::Tensor { .. }), "{err}");
+    assert!(err.to_string().contains("without a folder"), "{err}");
+}
+
+#[cfg(unix)]
+#[test]
+fn external_weights_are_not_read_through_a_link_that_leaves_the_folder() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    std::os::unix::fs::symlink(data_dir().join("weights.bin"), dir.path().join("weights.bin")).expect("a link");
+    let err = cut_classifier(&read_model("external.onnx"), Some(dir.path())).map(|_| ()).expect_err("a link out");
+    assert!(err.to_string().contains("link that leaves"), "{err}");
+}
+
+#[test]
+fn a_wrong_head_is_not_proved() {
+    let model = read_model("gemm_transb.onnx");
+    let mut cut = cut_classifier(&model, None).expect("a plain classifier");
+    cut.weight[7] += 0.01;
+    let err = prove_cut(&model, &cut, None, (8, 8), &on_cpu()).expect_err("one weight is wrong");
+    assert!(matches!(err, CutError::NotProved { .. }), "{err}");
+}
+
+#[test]
+fn a_model_of_another_image_size_is_said_not_to_run() {
+    let model = read_model("gemm_transb.onnx");
+    let cut = cut_classifier(&model, None).expect("a plain classifier");
+    let err = prove_cut(&model, &cut, None, (9, 8), &on_cpu()).expect_err("the model takes 8 x 8");
+    assert_eq!(err.to_string(), "the original does not run");
+}
+
+#[test]
+fn truncated_files_give_errors() {
+    for file in ["gemm_transb.onnx", "subgraph_before.onnx", "external.onnx"] {
+        let model = read_model(file);
+        for len in 0..model.len() {
+            // A few cuts fall between two parts of the file, and what is left may be a whole model.
+            let _ = cut_classifier(&model[..len], Some(&data_dir()));
+        }
+        assert!(cut_classifier(&model[..model.len() / 2], Some(&data_dir())).is_err(), "{file}");
+    }
+    assert!(matches!(cut_classifier(&[], None), Err(CutError::NoGraph)));
+    assert!(matches!(cut_classifier(b"not a model", None), Err(CutError::Malformed { .. })));
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    // ModelProto.graph.node.attribute.g.node..., each level around the one before; kept below what a length needs.
+    let mut inner: Vec<u8> = Vec::new();
+    let mut wrap = |tag: u8| {
+        let mut len = inner.len();
+        let mut outer = vec![tag];
+        while 0x80 <= len {
+            outer.push((len & 0x7f) as u8 | 0x80);
+            len >>= 7;
+        }
+        outer.push(len as u8);
+        outer.append(&mut inner);
+        inner = outer;
+    };
+    for _ in 0..5000 {
+        [0x32, 0x2a, 0x0a].into_iter().for_each(&mut wrap); // g = 6, attribute = 5, node = 1
+    }
+    wrap(0x3a); // graph = 7
+    assert!(matches!(cut_classifier(&inner, None), Err(CutError::Malformed { .. })));
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = cut_classifier(&bytes, None);
+    }
+
+    #[test]
+    fn damaged_models_never_panic(
+        file in prop::sample::select(vec!["gemm_transb.onnx", "conv1x1_flatten.onnx", "float16_list.onnx", "external.onnx"]),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut model = read_model(file);
+        for (place, byte) in damage {
+            let place = place.index(model.len());
+            model[place] = byte;
+        }
+        let _ = cut_classifier(&model, Some(&data_dir()));
+    }
+}
