@@ -176,7 +176,8 @@ impl TestApp {
         let thread = std::thread::spawn({
             let server = Arc::clone(&server);
             move || {
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+                let runtime =
+                    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
                 runtime.block_on(async {
                     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                     send_url.send(format!("http://{}", listener.local_addr().unwrap())).unwrap();
@@ -319,7 +320,9 @@ impl Answer {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(HeaderName::from_bytes(name.as_bytes()).unwrap()).map(|value: &HeaderValue| value.to_str().unwrap())
+        self.headers
+            .get(HeaderName::from_bytes(name.as_bytes()).unwrap())
+            .map(|value: &HeaderValue| value.to_str().unwrap())
     }
 
     /// Checks that this is a problem of that status and code, in the form of RFC 9457 and with the headers that belong to
@@ -388,7 +391,8 @@ impl Samples {
             let (open, close) = (line.find('{')?, line.rfind('}')?);
             line.get(open + 1..close)
         });
-        let pairs = braces.flat_map(|labels| labels.split("\",").map(|pair| pair.trim_end_matches('"').split_once("=\"")));
+        let pairs =
+            braces.flat_map(|labels| labels.split("\",").map(|pair| pair.trim_end_matches('"').split_once("=\"")));
         pairs.flatten().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 }
@@ -399,7 +403,8 @@ pub(crate) fn multipart(files: &[Vec<u8>]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (index, file) in files.iter().enumerate() {
         let mut head = String::new();
-        write!(head, "--{boundary}\r\ncontent-disposition: form-data; name=\"{index}\"; filename=\"{index}.png\"\r\n").unwrap();
+        write!(head, "--{boundary}\r\ncontent-disposition: form-data; name=\"{index}\"; filename=\"{index}.png\"\r\n")
+            .unwrap();
         write!(head, "content-type: image/png\r\n\r\n").unwrap();
         body.extend_from_slice(head.as_bytes());
         body.extend_from_slice(file);

@@ -72,7 +72,7 @@ async fn json_that_is_something_else_than_images_or_features_is_422_and_says_wha
         ("{\"features\": []}".to_owned(), "empty"),
         ("{\"images\": []}".to_owned(), "empty"),
         ("{\"features\": [[]]}".to_owned(), "row 0"),
-        ("{\"features\": {}}".to_owned(), "features"),
+        ("{\"features\": {}}".to_owned(), "feature rows"),
         (format!("{{\"features\": {good}}}"), "row 0"),
         (features(&[good.clone(), "null".to_owned()]), "row 1"),
         (features(&[good.clone(), row("null", DIM)]), "row 1"),
@@ -87,10 +87,11 @@ async fn json_that_is_something_else_than_images_or_features_is_422_and_says_wha
         (features(&[good.clone(), row("1e999", DIM)]), "row 1"),
         (features(&[row("-1e400", DIM)]), "row 0"),
         ("{\"images\": [{}]}".to_owned(), "b64"),
-        ("{\"images\": [\"text\"]}".to_owned(), "b64"),
+        ("{\"images\": [\"text\"]}".to_owned(), "map"),
+        ("{\"images\": [[\"QUJD\"]]}".to_owned(), "map"),
         ("{\"images\": [{\"b64\": 3}]}".to_owned(), "string"),
         ("{\"images\": [{\"b64\": null}]}".to_owned(), "null"),
-        (format!("{{\"images\": [{{\"b64\": \"{b64}\", \"x\": 1}}]}}"), "x"),
+        (format!("{{\"images\": [{{\"b64\": \"{b64}\", \"x\": \"\"}}]}}"), "nothing else"),
         (format!("{{\"images\": [{{\"b64\": \"{b64}\"}}, {{\"b64\": \"%%%\"}}]}}"), "image 1"),
         (format!("{{\"images\": [{{\"b64\": \"{}\"}}]}}", &b64[..b64.len() - 2]), "image 0"),
     ];
@@ -130,11 +131,37 @@ async fn features_whose_logits_overflow_are_422_with_their_row() {
 #[tokio::test]
 async fn a_query_that_does_not_parse_or_is_out_of_range_is_422() {
     let queries = [
-        "top_k=0", "top_k=-1", "top_k=1.5", "top_k=", "top_k=x", "top_k=99999999999999999999999", "top_k=1&top_k=2",
-        "head=tau&tau=nan", "head=tau&tau=inf", "head=tau&tau=-0.1", "head=tau&tau=5.1", "head=tau&tau=6", "head=tau&tau=",
-        "head=tau&tau=x", "head=tau&tau=1&tau=1", "head=tau&tau=1e999", "tau=0.5", "head=joint,crt&tau=0.5",
-        "head=joint&tau=99", "head=joint,joint", "head=joint,joint@1", "head=crt,joint,crt", "head=", "head=joint,", "head=,joint",
-        "head=joint,,crt", "head=joint&head=crt", "heads=joint", "unknown=1", "head=joint&x", "Head=joint",
+        "top_k=0",
+        "top_k=-1",
+        "top_k=1.5",
+        "top_k=",
+        "top_k=x",
+        "top_k=99999999999999999999999",
+        "top_k=1&top_k=2",
+        "head=tau&tau=nan",
+        "head=tau&tau=inf",
+        "head=tau&tau=-0.1",
+        "head=tau&tau=5.1",
+        "head=tau&tau=6",
+        "head=tau&tau=",
+        "head=tau&tau=x",
+        "head=tau&tau=1&tau=1",
+        "head=tau&tau=1e999",
+        "tau=0.5",
+        "head=joint,crt&tau=0.5",
+        "head=joint&tau=99",
+        "head=joint,joint",
+        "head=joint,joint@1",
+        "head=crt,joint,crt",
+        "head=",
+        "head=joint,",
+        "head=,joint",
+        "head=joint,,crt",
+        "head=joint&head=crt",
+        "heads=joint",
+        "unknown=1",
+        "head=joint&x",
+        "Head=joint",
     ];
     for query in queries {
         let answer = shared().classify(&format!("?{query}"), image("key", 0)).await;
@@ -163,7 +190,9 @@ async fn what_is_not_there_is_404_and_the_code_says_what() {
 
 #[tokio::test]
 async fn another_content_type_is_415() {
-    for content_type in ["text/plain", "application/xml", "application/x-npy", "multipart/mixed; boundary=x", "json", "", "image"] {
+    for content_type in
+        ["text/plain", "application/xml", "application/x-npy", "multipart/mixed; boundary=x", "json", "", "image"]
+    {
         for path in [CLASSIFY, FEATURES, "/v1/classify"] {
             let answer = post(path, content_type, image("key", 0)).await;
             assert_eq!(answer.status, 415, "{content_type}: {}", answer.text());
@@ -174,7 +203,9 @@ async fn another_content_type_is_415() {
 
 #[tokio::test]
 async fn an_image_that_cannot_be_read_is_422_and_the_request_names_its_index() {
-    for (bytes, said) in [(Vec::new(), "empty"), (b"text".to_vec(), "unknown"), (image("key", 0)[..300].to_vec(), "truncated")] {
+    for (bytes, said) in
+        [(Vec::new(), "empty"), (b"text".to_vec(), "unknown"), (image("key", 0)[..300].to_vec(), "truncated")]
+    {
         let detail = post(CLASSIFY, "image/png", bytes.clone()).await.problem(422, "invalid_image");
         assert!(detail.starts_with("image 0: ") && detail.contains(said), "{detail}");
         let good = image("key", 1);
@@ -345,6 +376,9 @@ async fn admin_bodies_are_refused_and_change_nothing() {
         ("PATCH", "heads/tau", "{\"bias\": null}", 422, "invalid_body"),
         ("PATCH", "heads/tau", "{\"temperature\": null}", 422, "invalid_body"),
         ("PATCH", "heads/tau", "[]", 422, "invalid_body"),
+        ("PATCH", "heads/tau", "[0.5]", 422, "invalid_body"),
+        ("PUT", "default-head", "[\"crt\"]", 422, "invalid_body"),
+        ("PUT", "heads/new", "[\"tau_norm\", \"joint\"]", 422, "invalid_body"),
         ("PATCH", "heads/tau", "null", 422, "invalid_body"),
         ("PATCH", "heads/tau", "{\"tau\": -0.01}", 422, "invalid_setting"),
         ("PATCH", "heads/tau", "{\"tau\": 5.01}", 422, "invalid_setting"),

@@ -12,7 +12,9 @@ const FEATURES: &str = "/v1/models/icons30/features";
 fn close(a: &Value, b: &Value, tolerance: f64) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() <= tolerance,
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b, tolerance)),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b, tolerance))
+        }
         (Value::Object(a), Value::Object(b)) => {
             a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| close(a, b, tolerance)))
         }
@@ -30,7 +32,8 @@ fn labels(answer: &Answer) -> Vec<String> {
 async fn an_image_is_classified_under_every_content_type_that_may_stand_for_one() {
     let app = shared();
     let mut answers = Vec::new();
-    let types = ["image/png", "image/jpeg", "IMAGE/PNG; x=y", "application/octet-stream", "application/x-www-form-urlencoded"];
+    let types =
+        ["image/png", "image/jpeg", "IMAGE/PNG; x=y", "application/octet-stream", "application/x-www-form-urlencoded"];
     for content_type in types.map(Some).into_iter().chain([None]) {
         let request = app.post(CLASSIFY).body(image("printer", 3));
         let request = content_type.map_or(request.try_clone().unwrap(), |value| request.header("content-type", value));
@@ -114,8 +117,11 @@ async fn probabilities_are_the_softmax_of_all_logits_in_descending_order() {
 async fn predictions_carry_the_label_and_the_shot_of_their_class() {
     let read = |file: &str| std::fs::read_to_string(crate::app::icons30().join(file)).unwrap();
     let labels: Vec<String> = read("labels.txt").lines().map(str::to_owned).collect();
-    let counts: Vec<u64> =
-        read("train_counts.csv").lines().skip(1).map(|line| line.rsplit(',').next().unwrap().parse().unwrap()).collect();
+    let counts: Vec<u64> = read("train_counts.csv")
+        .lines()
+        .skip(1)
+        .map(|line| line.rsplit(',').next().unwrap().parse().unwrap())
+        .collect();
     let predictions = shared().classify_features("?top_k=30", &feature_rows(1)).await.predictions(0);
     for prediction in predictions {
         let class = prediction["class"].as_u64().unwrap() as usize;
@@ -157,7 +163,8 @@ async fn the_tau_of_a_request_is_that_requests_alone_and_the_answer_says_it() {
 #[tokio::test]
 async fn tau_zero_with_the_bias_dropped_is_the_joint_head_without_its_bias() {
     let zero = vec![vec![0.0; DIM]];
-    let logits = |answer: &Answer| answer.predictions(0).iter().map(|p| p["logit"].as_f64().unwrap()).collect::<Vec<_>>();
+    let logits =
+        |answer: &Answer| answer.predictions(0).iter().map(|p| p["logit"].as_f64().unwrap()).collect::<Vec<_>>();
     let tau = shared().classify_features("?head=tau&tau=0&top_k=30", &zero).await;
     assert!(logits(&tau).iter().all(|&z| z == 0.0));
     let joint = shared().classify_features("?head=joint&top_k=30", &zero).await;
@@ -168,7 +175,8 @@ async fn tau_zero_with_the_bias_dropped_is_the_joint_head_without_its_bias() {
 async fn without_a_model_in_the_path_the_first_model_directory_answers() {
     let copy = copy_of_icons30();
     let toml = std::fs::read_to_string(copy.path().join("model.toml")).unwrap();
-    let toml = toml.replace("name = \"icons30\"", "name = \"a-first\"").replace("default = \"joint\"", "default = \"ncm\"");
+    let toml =
+        toml.replace("name = \"icons30\"", "name = \"a-first\"").replace("default = \"joint\"", "default = \"ncm\"");
     std::fs::write(copy.path().join("model.toml"), toml).unwrap();
     for (models, default, head) in [
         ([copy.path().to_owned(), crate::app::icons30()], "a-first", "ncm"),
@@ -217,7 +225,8 @@ fn read_npy(file: &[u8]) -> Vec<Vec<f32>> {
     assert_eq!((10 + length) % 64, 0);
     assert!(header.contains("'descr': '<f4'") && header.contains("'fortran_order': False"), "{header}");
     let shape = &header[header.find('(').unwrap() + 1..header.find(')').unwrap()];
-    let shape: Vec<usize> = shape.split(',').filter(|d| !d.trim().is_empty()).map(|d| d.trim().parse().unwrap()).collect();
+    let shape: Vec<usize> =
+        shape.split(',').filter(|d| !d.trim().is_empty()).map(|d| d.trim().parse().unwrap()).collect();
     let values: Vec<f32> =
         file[10 + length..].chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
     assert_eq!(values.len(), shape[0] * shape[1]);
@@ -305,7 +314,10 @@ async fn a_patient_timeout_changes_nothing() {
 #[tokio::test]
 async fn the_model_is_described() {
     let model = shared().get("/v1/models/icons30").await.expect(200).json();
-    assert_eq!((&model["name"], &model["classes"], &model["feature_dim"]), (&json!("icons30"), &json!(CLASSES), &json!(DIM)));
+    assert_eq!(
+        (&model["name"], &model["classes"], &model["feature_dim"]),
+        (&json!("icons30"), &json!(CLASSES), &json!(DIM))
+    );
     assert_eq!((&model["default_head"], &model["provider"]), (&json!("joint"), &json!("CPUExecutionProvider")));
     assert_eq!(model["preprocess"]["resize"], 36);
     let heads: Vec<&str> =

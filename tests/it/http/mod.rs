@@ -23,7 +23,8 @@ fn head_file(seed: usize, train_counts: Option<&[i64]>) -> Vec<u8> {
 }
 
 fn head_file_of(classes: usize, dim: usize, seed: usize, train_counts: Option<&[i64]>) -> Vec<u8> {
-    let weight: Vec<f32> = (0..classes * dim).map(|i| ((i * 7919 + seed * 104_729) % 211) as f32 / 105.0 - 1.0).collect();
+    let weight: Vec<f32> =
+        (0..classes * dim).map(|i| ((i * 7919 + seed * 104_729) % 211) as f32 / 105.0 - 1.0).collect();
     let metadata = [
         ("format", "equipoise-head/1".to_owned()),
         ("kind", "joint".to_owned()),

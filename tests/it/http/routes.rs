@@ -45,8 +45,20 @@ async fn every_listed_route_answers_its_methods_and_405_with_allow_to_all_others
 #[tokio::test]
 async fn paths_that_are_not_there_are_404() {
     let paths = [
-        "/nothing", "/v1", "/v1/", "/v1/models/", "/v1/models/icons30/", "/v1/models/icons30/classify/", "/livez/", "//livez",
-        "/v1/models/icons30/nothing", "/v2/nothing/x", "/%00", "/%ff", "/v1/models/a/b/c/d", "/LIVEZ",
+        "/nothing",
+        "/v1",
+        "/v1/",
+        "/v1/models/",
+        "/v1/models/icons30/",
+        "/v1/models/icons30/classify/",
+        "/livez/",
+        "//livez",
+        "/v1/models/icons30/nothing",
+        "/v2/nothing/x",
+        "/%00",
+        "/%ff",
+        "/v1/models/a/b/c/d",
+        "/LIVEZ",
     ];
     for path in paths {
         let answer = shared().get(path).await;
@@ -59,7 +71,9 @@ async fn paths_that_are_not_there_are_404() {
 
 #[tokio::test]
 async fn head_answers_as_get_does_and_sends_no_body() {
-    for path in ["/livez", "/readyz", "/v1/models", "/v1/models/icons30", "/openapi.json", "/docs", "/v1/models/none", "/none"] {
+    for path in
+        ["/livez", "/readyz", "/v1/models", "/v1/models/icons30", "/openapi.json", "/docs", "/v1/models/none", "/none"]
+    {
         let (get, head) = (shared().get(path).await, send(shared().request("HEAD", path)).await);
         assert_eq!(head.status, get.status, "{path}");
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
