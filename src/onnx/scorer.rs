@@ -6,7 +6,7 @@ use ort::value::TensorRef;
 use super::build::build_session;
 use super::device::{Provider, SessionOptions, providers_to_try};
 use super::error::OnnxError;
-use super::features::{Features, Rows, check_finite};
+use super::features::{Features, Rows};
 use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec};
 use super::session::tell_fallback;
 
@@ -87,11 +87,11 @@ impl Scorer {
         self.feature_dim
     }
 
-    /// Scores a batch. Features on the same device are used where they are.
+    /// Scores a batch. Features on the same device are used where they are. The scores of features that are too large are
+    /// not finite: that is a matter of their row, and of no other of the batch.
     ///
     /// # Errors
-    /// [`OnnxError::FeatureShape`] if the rows are of another length, [`OnnxError::Run`], and [`OnnxError::NotFinite`] with
-    /// the index of the first row whose scores are NaN or infinite.
+    /// [`OnnxError::FeatureShape`] if the rows are of another length, and [`OnnxError::Run`].
     pub fn run(&mut self, features: &Features) -> Result<Scores, OnnxError> {
         let (n, feature_dim) = (features.n(), features.feature_dim());
         if feature_dim != self.feature_dim {
@@ -102,21 +102,16 @@ impl Scorer {
                 len: n * feature_dim,
             });
         }
-        let scores = match (features.rows(), self.provider) {
+        match (features.rows(), self.provider) {
             (Rows::Device(tensor), Provider::Cuda { .. }) => {
                 let (num_classes, squared_norm) = (self.num_classes, self.squared_norm);
                 let outputs = self.session.run(ort::inputs![FEATURES => tensor]);
                 let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
-                collect(&outputs, n, num_classes, squared_norm)?
+                collect(&outputs, n, num_classes, squared_norm)
             }
-            (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n)?,
-            (Rows::Host(rows), _) => self.run_host(rows, n)?,
-        };
-        check_finite(&scores.raw, self.num_classes)?;
-        if let Some(norms) = &scores.squared_norm {
-            check_finite(norms, 1)?;
+            (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n),
+            (Rows::Host(rows), _) => self.run_host(rows, n),
         }
-        Ok(scores)
     }
 
     fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {

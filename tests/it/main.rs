@@ -1,8 +1,12 @@
 //! The one integration binary.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "server")]
+mod app;
 mod feature_sets;
 mod heads;
+#[cfg(feature = "server")]
+mod http;
 #[cfg(feature = "server")]
 mod onnx;
 #[cfg(feature = "server")]
@@ -17,6 +21,8 @@ mod onnx_session;
 mod preprocess;
 #[cfg(feature = "server")]
 mod preprocess_hostile;
+#[cfg(feature = "server")]
+mod tidy;
 
 /// The same cases on every run, and no files of failures.
 fn seeded(cases: u32) -> proptest::test_runner::Config {

@@ -109,7 +109,7 @@ fn wrong_shapes_are_refused() {
 }
 
 #[test]
-fn scores_beyond_float32_name_the_row() {
+fn scores_beyond_float32_are_a_matter_of_their_row_alone() {
     let spec = ScorerSpec {
         weight: &[3e38, 3e38],
         num_classes: 1,
@@ -119,5 +119,6 @@ fn scores_beyond_float32_name_the_row() {
     };
     let mut scorer = Scorer::build(&spec, &on_cpu()).expect("a valid head");
     let features = Features::from_host(vec![0.1, 0.1, 2.0, 2.0], 2, 2).expect("valid features");
-    assert!(matches!(scorer.run(&features), Err(OnnxError::NotFinite { image: 1 })));
+    let raw = scorer.run(&features).expect("a run").raw;
+    assert!(raw[0].is_finite() && !raw[1].is_finite(), "{raw:?}");
 }
