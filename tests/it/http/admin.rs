@@ -57,7 +57,9 @@ async fn every_admin_path_is_401_without_a_token_and_403_with_a_wrong_one() {
             })
             .await
         };
-        ask(None).await.problem(401, "unauthorized");
+        let without = ask(None).await;
+        assert_eq!(without.status, 401, "{method} {path}");
+        without.problem(401, "unauthorized");
         for value in ["", "Bearer", "Bearer ", "Basic dXNlcjpwYXNz", &no_scheme, &other_scheme] {
             ask(Some(value)).await.problem(401, "unauthorized");
         }
