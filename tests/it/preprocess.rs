@@ -92,6 +92,15 @@ fn lossless_files_decode_to_the_pixels_of_pillow() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Largest and mean difference that a lossy file may show. With libjpeg-turbo, and for WebP always: none.
+///
+/// Measured with `zune-jpeg` 0.5: 4:2:0 at most 3, mean 0.41; 4:2:2 at most 3, mean 0.21; 4:4:4 and CMYK at most 2, mean
+/// 0.03; gray at most 1, mean 0.02. Photos of high contrast show up to 6.
+fn allowed_difference(file: &str) -> (u8, f64) {
+    let is_exact = cfg!(feature = "turbojpeg") || file.ends_with(".webp");
+    if is_exact { (0, 0.0) } else { (3, 0.45) }
+}
+
 #[test]
 fn lossy_files_decode_close_to_the_pixels_of_pillow() {
     for case in golden().decode.iter() {
@@ -100,7 +109,8 @@ fn lossy_files_decode_close_to_the_pixels_of_pillow() {
         assert_eq!((image.height(), image.width()), (case.height, case.width), "{}", case.file);
         let expected = decode(&format!("expected/{expected}"), ExifOrientation::Ignore);
         let (max, mean) = difference(image.pixels(), expected.pixels());
-        println!("{:24} max {max:3} mean {mean:.3}", case.file);
+        let (max_allowed, mean_allowed) = allowed_difference(&case.file);
+        assert!(max <= max_allowed && mean <= mean_allowed, "{}: max {max}, mean {mean:.3}", case.file);
     }
 }
 

@@ -156,7 +156,7 @@ fn small_limits() -> DecodeLimits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::seeded(300))]
 
     #[test]
     fn a_constant_image_stays_constant(
