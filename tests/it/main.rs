@@ -22,6 +22,8 @@ mod preprocess;
 #[cfg(feature = "server")]
 mod preprocess_hostile;
 #[cfg(feature = "server")]
+mod process;
+#[cfg(feature = "server")]
 mod tidy;
 
 /// The same cases on every run, and no files of failures.

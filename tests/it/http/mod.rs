@@ -1,9 +1,14 @@
 //! The server over HTTP, held to its API.
 
+mod accuracy;
 mod admin;
 mod errors;
 mod inference;
+mod lifecycle;
+mod metrics;
+mod restart;
 mod routes;
+mod under_load;
 
 use std::collections::BTreeMap;
 
