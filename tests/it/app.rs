@@ -414,7 +414,7 @@ pub(crate) fn multipart(files: &[Vec<u8>]) -> (String, Vec<u8>) {
     (format!("multipart/form-data; boundary={boundary}"), body)
 }
 
-/// What happens in the next run of a backbone.
+/// What happens in a run of a backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Fail,
@@ -431,7 +431,8 @@ pub(crate) struct StandIn {
 #[derive(Default)]
 struct Orders {
     held: bool,
-    fault: Option<Fault>,
+    /// The number of a run, from 1, and what happens in it.
+    fault: Option<(usize, Fault)>,
     /// Images of each run so far.
     runs: Vec<usize>,
 }
@@ -451,9 +452,9 @@ impl StandIn {
         self.orders.1.notify_all();
     }
 
-    /// What the next run does instead of its work.
-    pub(crate) fn next(&self, fault: Fault) {
-        self.orders.0.lock().unwrap().fault = Some(fault);
+    /// What run `number`, from 1, does instead of its work.
+    pub(crate) fn in_run(&self, number: usize, fault: Fault) {
+        self.orders.0.lock().unwrap().fault = Some((number, fault));
     }
 
     /// Images of each run that has begun.
@@ -474,11 +475,12 @@ impl StandIn {
                 let (orders, changed) = &*self.1.orders;
                 let mut orders = orders.lock().unwrap();
                 orders.runs.push(n);
-                self.1.begun.send_replace(orders.runs.len());
+                let number = orders.runs.len();
+                self.1.begun.send_replace(number);
                 while orders.held {
                     orders = changed.wait(orders).unwrap();
                 }
-                let fault = orders.fault.take();
+                let fault = orders.fault.filter(|(run, _)| *run == number).map(|(_, fault)| fault);
                 drop(orders);
                 match fault {
                     None => self.0.run(pixels, n, height, width),

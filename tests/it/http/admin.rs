@@ -38,9 +38,14 @@ async fn every_admin_path_is_401_without_a_token_and_403_with_a_wrong_one() {
         calls.extend(methods.iter().map(|method| (path.clone(), *method)));
         calls.push((path, "OPTIONS"));
     }
-    for path in
-        ["/admin/", "/admin/nothing", "/admin/v1", "/admin/v1/models/none/heads", "/admin/v1/models/icons30/nothing"]
-    {
+    for path in [
+        "/admin",
+        "/admin/",
+        "/admin/nothing",
+        "/admin/v1",
+        "/admin/v1/models/none/heads",
+        "/admin/v1/models/icons30/nothing",
+    ] {
         calls.extend(["GET", "POST", "DELETE"].map(|method| (path.to_owned(), method)));
     }
     let longer = format!("Bearer {TOKEN}x");
