@@ -1,6 +1,8 @@
 //! The one integration binary.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "server")]
+mod contract;
 mod feature_sets;
 mod heads;
 #[cfg(feature = "server")]
