@@ -46,10 +46,17 @@ fn main() {
     let directory = ModelDirectory::read(&model).unwrap();
     let images = if model == shipped { test_images(&model) } else { photos() };
     let n_bytes: usize = images.iter().map(Vec::len).sum();
-    println!("model {}, {} images of {} bytes on average, {} cores", directory.name, images.len(), n_bytes / images.len(), cores());
+    println!(
+        "model {}, {} images of {} bytes on average, {} cores",
+        directory.name,
+        images.len(),
+        n_bytes / images.len(),
+        cores()
+    );
 
     let state = tempfile::tempdir().unwrap();
-    let arguments = ["bench", "--listen", "127.0.0.1:0", "--device", "cpu", "--state-dir"].map(std::ffi::OsString::from);
+    let arguments =
+        ["bench", "--listen", "127.0.0.1:0", "--device", "cpu", "--state-dir"].map(std::ffi::OsString::from);
     let arguments = arguments.into_iter().chain([state.path().into(), model.clone().into()]);
     let config = Options::parse_from(arguments).serve.with_file().unwrap().resolve().unwrap();
     let server = Arc::new(Server::new(config).unwrap());
@@ -65,7 +72,9 @@ fn main() {
 
     let path = format!("/v1/models/{}/classify?top_k=5", directory.name);
     let requests: Vec<Vec<u8>> = images.iter().map(|image| request("POST", &path, "", image)).collect();
-    println!("\n| concurrency | bare images/s | bare p50 ms | HTTP images/s | HTTP p50 ms | HTTP p99 ms | HTTP / bare |");
+    println!(
+        "\n| concurrency | bare images/s | bare p50 ms | HTTP images/s | HTTP p50 ms | HTTP p99 ms | HTTP / bare |"
+    );
     println!("|---|---|---|---|---|---|---|");
     for concurrency in [1, 8, 32] {
         let (mut bare, mut http) = (Vec::new(), Vec::new());
@@ -76,7 +85,12 @@ fn main() {
         let (bare, http) = (median(bare), median(http));
         println!(
             "| {concurrency} | {:.0} | {:.2} | {:.0} | {:.2} | {:.2} | {:.2} |",
-            bare.rate, bare.p50, http.rate, http.p50, http.p99, http.rate / bare.rate
+            bare.rate,
+            bare.p50,
+            http.rate,
+            http.p50,
+            http.p99,
+            http.rate / bare.rate
         );
     }
 
@@ -98,7 +112,9 @@ fn main() {
     let authorization = format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", token.trim());
     let path = format!("/admin/v1/models/{}/heads/tau", directory.name);
     let patches: Vec<Vec<u8>> = (0..10)
-        .map(|step| request("PATCH", &path, &authorization, format!("{{\"tau\": {}}}", f64::from(step) / 10.0).as_bytes()))
+        .map(|step| {
+            request("PATCH", &path, &authorization, format!("{{\"tau\": {}}}", f64::from(step) / 10.0).as_bytes())
+        })
         .collect();
     let patched = median((0..N_ROUNDS).map(|_| http_loop(address, &patches, 1)).collect());
     println!("\nPATCH of tau: p50 {:.2} ms, p99 {:.2} ms", patched.p50, patched.p99);
@@ -186,7 +202,8 @@ fn http_loop(address: SocketAddr, requests: &[Vec<u8>], concurrency: usize) -> R
 
 fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let mut request =
-        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len())
+            .into_bytes();
     request.extend_from_slice(body);
     request
 }
@@ -205,7 +222,9 @@ fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) {
         let head = std::str::from_utf8(&buffer[..end]).unwrap();
         let n_body: usize = head
             .lines()
-            .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse().unwrap()))
+            .find_map(|line| {
+                line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse().unwrap())
+            })
             .unwrap();
         if length >= end + 4 + n_body {
             assert!(head.starts_with("HTTP/1.1 200"), "{head}\n{}", String::from_utf8_lossy(&buffer[end..length]));
@@ -232,7 +251,8 @@ fn photos() -> Vec<Vec<u8>> {
             let picture = image::RgbImage::from_fn(500, 375, |x, y| {
                 noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                 let (x, y, s) = (x as f32, y as f32, seed as f32 + 1.0);
-                let wave = |k: f32| 127.0 + 60.0 * ((x / (k * s)).sin() + (y / k).cos()) + (noise >> 29) as f32 * 4.0 - 14.0;
+                let wave =
+                    |k: f32| 127.0 + 60.0 * ((x / (k * s)).sin() + (y / k).cos()) + (noise >> 29) as f32 * 4.0 - 14.0;
                 image::Rgb([wave(7.0) as u8, wave(19.0) as u8, wave(53.0) as u8])
             });
             let mut bytes = Vec::new();

@@ -17,7 +17,7 @@ use super::{
     store::ModelStore,
 };
 use crate::{
-    batcher::{BatchLimits, Batcher, DecodePool},
+    batcher::{Backbone, BatchLimits, Batcher, DecodePool},
     dataset::Shot,
     heads::{HeadFile, HeadFileError, Settings},
     metrics::Metrics,
@@ -137,12 +137,24 @@ pub enum LoadError {
 /// # Errors
 /// [`LoadError`] names the file.
 pub fn load_model(directory: &ModelDirectory, options: &LoadOptions) -> Result<Model, LoadError> {
+    load_model_with(directory, options, |backbone| backbone)
+}
+
+/// Like [`load_model`], with something put around each backbone: what a test holds, counts or lets fail.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_model_with(
+    directory: &ModelDirectory,
+    options: &LoadOptions,
+    wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone>,
+) -> Result<Model, LoadError> {
     let mut files = read_head_files(directory)?;
     let backbones = load_backbones(directory, &mut files, options)?;
     let preprocessor = Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())
         .map_err(|source| LoadError::Preprocess { path: directory.path.join("model.toml"), source })?;
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
-    let sessions = warm_up(directory, backbones, &preprocessor, options)?;
+    let sessions: Vec<_> = warm_up(directory, backbones, &preprocessor, options)?.into_iter().map(wrap).collect();
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;
     let previous = match &store {
@@ -155,7 +167,8 @@ pub fn load_model(directory: &ModelDirectory, options: &LoadOptions) -> Result<M
         num_classes: directory.labels.len(),
         feature_dim,
         n_workers: sessions.len(),
-        session: options.session.clone(),
+        // Where the backbone really runs, so that its features need not leave the device.
+        session: SessionOptions { device: provider.into(), ..options.session.clone() },
         metrics: Arc::clone(&options.metrics),
         pools: Mutex::new(HashMap::new()),
     };

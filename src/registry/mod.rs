@@ -17,7 +17,7 @@ use std::{
 };
 
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
-pub use load::{LoadError, LoadOptions, load_model};
+pub use load::{LoadError, LoadOptions, load_model, load_model_with};
 pub use model::{Model, RegistryError};
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};
 pub use store::{StateDir, StateError};

@@ -156,10 +156,10 @@ impl ModelStore {
         Ok(())
     }
 
-    /// Keeps a head file; does nothing if it is there.
+    /// Keeps a head file; does nothing if it is there, whole.
     pub(super) fn put_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.blobs.join(digest);
-        if path.exists() { Ok(()) } else { write_whole(&self.blobs, &path, bytes) }
+        if self.blob(digest).is_ok() { Ok(()) } else { write_whole(&self.blobs, &path, bytes) }
     }
 
     /// A head file, whose content is checked against its name.
