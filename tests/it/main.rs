@@ -3,6 +3,8 @@
 
 #[cfg(feature = "server")]
 mod app;
+#[cfg(feature = "server")]
+mod contract;
 mod feature_sets;
 mod heads;
 #[cfg(feature = "server")]
