@@ -231,8 +231,8 @@ impl ServeOptions {
         self.admin_token = std::env::var("EQUIPOISE_ADMIN_TOKEN").ok();
         let Some(path) = self.config.clone() else { return Ok(self) };
         let text = read(&path)?;
-        let mut file: Self =
-            toml::from_str(&text).map_err(|source| ConfigError::Toml { path: path.clone(), source: Box::new(source) })?;
+        let mut file: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Toml { path: path.clone(), source: Box::new(source) })?;
         // Paths in a file are meant from where the file is.
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
         let paths = [&mut file.state_dir, &mut file.admin_token_file, &mut file.onnxruntime_dir];
@@ -276,7 +276,8 @@ impl ServeOptions {
             (None, Some(path)) => AdminToken::Given(not_empty(&read(path)?, &path.display().to_string())?),
             (None, None) => AdminToken::Kept,
         };
-        let models = if self.models.is_empty() { vec![shipped_model().ok_or(ConfigError::NoModel)?] } else { self.models };
+        let models =
+            if self.models.is_empty() { vec![shipped_model().ok_or(ConfigError::NoModel)?] } else { self.models };
         let milliseconds = |value: Option<u64>, default| Duration::from_millis(value.unwrap_or(default));
         let seconds = |value: Option<u64>, default| Duration::from_secs(value.unwrap_or(default));
         Ok(Config {

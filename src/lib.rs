@@ -1,4 +1,36 @@
 //! equipoise serves long-tailed image classifiers, balanced.
+//!
+//! A network trained on data where few classes have thousands of images and most have a handful never says the rare ones.
+//! Kang et al. (ICLR 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition") train it jointly on the
+//! data as it is, keep its representation, and re-balance only the classifier. Here that classifier is served: one
+//! backbone, several heads on its features, and for the tau-normalised one a tau that changes while it serves.
+//!
+//! # The serving line
+//!
+//! ```text
+//! http/classify -> batcher: decode pool -> queue -> worker: backbone -> heads -> reply
+//!  bytes, heads              [3,H,W] f32             [n,D]       [n,C]    top-k, JSON
+//!  and settings of one
+//!  registry state
+//! ```
+//!
+//! # The modules, in reading order
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`dataset`] | training counts, shots, feature sets |
+//! | [`heads`] | what turns features into logits; settings; head files |
+//! | [`evaluate`] | reports by shot |
+//! | `preprocess` | from the bytes of an image to the tensor that the network was trained on, exactly as Pillow does it |
+//! | `onnx` | the only place that knows ONNX Runtime: library, sessions, graphs, cutting a classifier in two |
+//! | `batcher` | admission, decoding, batching; the threads that own the sessions |
+//! | `registry` | what is loaded, and the changes that an operator makes to it |
+//! | `metrics`, `telemetry`, `config` | what the process counts, logs and is told |
+//! | `http`, `cli` | the edges |
+//! | `server` | wires them |
+//!
+//! The first three are the mathematics: no HTTP, no runtime, no clock. Everything else sits behind the default feature
+//! `server`.
 
 pub mod dataset;
 pub mod evaluate;

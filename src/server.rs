@@ -1,10 +1,6 @@
 //! The only place that wires things: configuration to models, models to routes, routes to a listener.
 
-use std::{
-    future::Future,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -49,7 +45,7 @@ pub enum ServerError {
         /// The folder.
         path: String,
         /// Why.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// Two models have one name.
     #[error("two model directories have the name `{name}`")]
@@ -64,7 +60,7 @@ pub enum ServerError {
 
 impl ServerError {
     fn model(path: &std::path::Path, source: impl Into<LoadError>) -> Self {
-        Self::Model { path: path.display().to_string(), source: source.into() }
+        Self::Model { path: path.display().to_string(), source: Box::new(source.into()) }
     }
 }
 
@@ -76,7 +72,11 @@ pub struct Server {
 }
 
 /// How models are run on this machine: what `config` says, and for what it does not say the defaults of the device.
-pub fn load_options(config: &Config, metrics: Arc<Metrics>, state_dir: Option<StateDir>) -> Result<LoadOptions, ServerError> {
+pub fn load_options(
+    config: &Config,
+    metrics: Arc<Metrics>,
+    state_dir: Option<StateDir>,
+) -> Result<LoadOptions, ServerError> {
     let on_cuda = config.device.expects_cuda();
     let n_sessions = config.sessions.unwrap_or(if on_cuda { 1 } else { cores() });
     let decode_limits = DecodeLimits::default();
@@ -89,7 +89,11 @@ pub fn load_options(config: &Config, metrics: Arc<Metrics>, state_dir: Option<St
         n_sessions,
         limits: BatchLimits {
             queue_capacity: config.queue_capacity,
-            max_batch_size: config.max_batch_size.unwrap_or(if on_cuda { CUDA_MAX_BATCH_SIZE } else { CPU_MAX_BATCH_SIZE }),
+            max_batch_size: config.max_batch_size.unwrap_or(if on_cuda {
+                CUDA_MAX_BATCH_SIZE
+            } else {
+                CPU_MAX_BATCH_SIZE
+            }),
             max_queue_delay: config.max_queue_delay,
         },
         decode_limits: match config.max_image_pixels {

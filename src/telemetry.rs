@@ -11,7 +11,8 @@ use crate::config::LogFormat;
 /// # Errors
 /// If `filter` is no filter.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
-    let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::builder().parse(filter)?).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(EnvFilter::builder().parse(filter)?).with_writer(std::io::stderr);
     // A second call, from a test, keeps the first logger.
     let _ = match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),

@@ -205,7 +205,16 @@ impl Batcher {
         place: OwnedSemaphorePermit,
         deadline: Instant,
     ) -> Job {
-        Job { input, n, wanted: Arc::clone(wanted), reply, place: Some(place), deadline, preprocess: Duration::ZERO, queued_at: Instant::now() }
+        Job {
+            input,
+            n,
+            wanted: Arc::clone(wanted),
+            reply,
+            place: Some(place),
+            deadline,
+            preprocess: Duration::ZERO,
+            queued_at: Instant::now(),
+        }
     }
 }
 

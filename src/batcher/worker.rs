@@ -177,7 +177,8 @@ impl Worker {
                     .iter()
                     .map(|head| {
                         let product = products.iter().find(|(pool, _)| same_weights(pool, &head.scorers));
-                        let scores = product.and_then(|(_, scores)| row_of(scores, row)).ok_or(BatchError::WorkerLost)?;
+                        let scores =
+                            product.and_then(|(_, scores)| row_of(scores, row)).ok_or(BatchError::WorkerLost)?;
                         let best = head.scoring.predict(scores, head.top_k, &mut self.logits);
                         best.ok_or(BatchError::NotFinite { row: offset })
                     })

@@ -184,7 +184,8 @@ mod tests {
         let sorted = [("all/cat/deep/er/c.webp", 0), ("all/dog/a.jpg", 1), ("all/dog/b.PNG", 1)];
         check(&files, &["all"], Ok(&sorted));
         check(&files, &["all/dog"], Ok(&sorted[1..]));
-        check(&files, &["all/dog/b.PNG", "all/cat"], Ok(&[sorted[2], sorted[0]]));
+        check(&files, &["all/dog/b.PNG", "all"], Ok(&[sorted[2], sorted[0], sorted[1], sorted[2]]));
+        check(&files, &["all/cat"], Err("deep: this folder's name is neither a label"));
     }
 
     #[test]

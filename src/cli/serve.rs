@@ -13,7 +13,8 @@ use crate::{
 
 pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     let options = options.with_file()?;
-    telemetry::init(options.log_format.unwrap_or_default(), options.log.as_deref().unwrap_or("info")).context("--log")?;
+    telemetry::init(options.log_format.unwrap_or_default(), options.log.as_deref().unwrap_or("info"))
+        .context("--log")?;
     let config = options.resolve().map_err(|error: ConfigError| anyhow::Error::from(error))?;
     let listen = config.listen;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -79,6 +79,9 @@ pub(super) async fn patch_head(
     Ok(Json(view.await?))
 }
 
+/// What a PUT asks the registry for: the version that came of it.
+type Publish = Box<dyn FnOnce(&Model, &str) -> Result<u32, RegistryError> + Send>;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DerivedBody {
@@ -105,31 +108,28 @@ pub(super) async fn put_head(
         return Err(ApiError::NameInPath(head));
     }
     let location = format!("/admin/v1/models/{}/heads/{head}", model.name());
-    let publish: Box<dyn FnOnce(&Model, &str) -> Result<u32, RegistryError> + Send> =
-        match body::media_type(&headers).as_deref() {
-            Some("application/json") => {
-                let DerivedBody { kind, base, tau, bias, temperature } = json_body(&app, arrived, &headers, body).await?;
-                let Some((base_name, version)) = parse_head_reference(&base) else {
-                    return Err(ApiError::Invalid(format!("`base` is `{base}`, which is no name of a head")));
-                };
-                let base_name = base_name.to_owned();
-                let patch = SettingsPatch { tau, bias, temperature };
-                Box::new(move |model, name| {
-                    Ok(model.publish_derived(name, kind, (&base_name, version), patch)?.id.version)
-                })
-            }
-            None | Some("application/octet-stream") => {
-                let deadline = deadline(&app, &headers, arrived.0)?;
-                let file = body::read(&headers, body, app.max_body_bytes, deadline).await?;
-                Box::new(move |model, name| Ok(model.publish_file(name, &file)?.id.version))
-            }
-            Some(found) => {
-                return Err(ApiError::UnsupportedMediaType {
-                    found: found.to_owned(),
-                    expected: "application/octet-stream (a head file) or application/json (a derived head)",
-                });
-            }
-        };
+    let publish: Publish = match body::media_type(&headers).as_deref() {
+        Some("application/json") => {
+            let DerivedBody { kind, base, tau, bias, temperature } = json_body(&app, arrived, &headers, body).await?;
+            let Some((base_name, version)) = parse_head_reference(&base) else {
+                return Err(ApiError::Invalid(format!("`base` is `{base}`, which is no name of a head")));
+            };
+            let base_name = base_name.to_owned();
+            let patch = SettingsPatch { tau, bias, temperature };
+            Box::new(move |model, name| Ok(model.publish_derived(name, kind, (&base_name, version), patch)?.id.version))
+        }
+        None | Some("application/octet-stream") => {
+            let deadline = deadline(&app, &headers, arrived.0)?;
+            let file = body::read(&headers, body, app.max_body_bytes, deadline).await?;
+            Box::new(move |model, name| Ok(model.publish_file(name, &file)?.id.version))
+        }
+        Some(found) => {
+            return Err(ApiError::UnsupportedMediaType {
+                found: found.to_owned(),
+                expected: "application/octet-stream (a head file) or application/json (a derived head)",
+            });
+        }
+    };
     let view = blocking(move || {
         let version = publish(&model, &head)?;
         HeadView::of(&model, &head, Some(version))

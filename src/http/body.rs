@@ -1,6 +1,7 @@
 //! Bodies: read within a bound of bytes and time, and taken apart strictly.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -21,6 +22,10 @@ use serde::{
 
 use super::error::ApiError;
 use crate::batcher::Inputs;
+
+/// How long an answer waits for the rest of a body that nobody wants, and for each piece of it.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
+const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
@@ -135,22 +140,24 @@ fn json_inputs(body: &[u8], feature_dim: usize) -> Result<Inputs, ApiError> {
 
 /// Parses a JSON body: 400 if it is not JSON, 422 if it is and says something else than `T`.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    json_with(body, std::marker::PhantomData::<T>)
+    let value = json_with(body, std::marker::PhantomData::<T>)?;
+    // A list would do too, its elements taken for the fields in their order.
+    match body.trim_ascii_start().first() {
+        Some(b'{') => Ok(value),
+        _ => Err(ApiError::Invalid("the body must be a JSON object".to_owned())),
+    }
 }
 
 fn json_with<'de, S: DeserializeSeed<'de>>(body: &'de [u8], seed: S) -> Result<S::Value, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
     parsed.map_err(|error| {
-        // What is wrong was found before the end was seen, and there may be no JSON behind it.
-        let is_json = || {
-            let mut rest = serde_json::Deserializer::from_slice(body);
-            IgnoredAny::deserialize(&mut rest).and_then(|_| rest.end()).is_ok()
-        };
-        if error.is_data() && is_json() || error.to_string().starts_with("number out of range") {
-            ApiError::Invalid(error.to_string())
-        } else {
-            ApiError::JsonSyntax(error.to_string())
+        // What the error says of its kind does not help: `null` for a name is called bad syntax, and what is wrong may stand
+        // before something that is no JSON at all.
+        let mut whole = serde_json::Deserializer::from_slice(body);
+        match IgnoredAny::deserialize(&mut whole).and_then(|_| whole.end()) {
+            Ok(()) => ApiError::Invalid(error.to_string()),
+            Err(syntax) => ApiError::JsonSyntax(syntax.to_string()),
         }
     })
 }
@@ -161,9 +168,20 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializ
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "BTreeMap<String, String>")]
 struct JsonImage {
     b64: String,
+}
+
+// From a map, because a derived struct would take a list too.
+impl TryFrom<BTreeMap<String, String>> for JsonImage {
+    type Error = &'static str;
+    fn try_from(mut fields: BTreeMap<String, String>) -> Result<Self, &'static str> {
+        match (fields.remove("b64"), fields.is_empty()) {
+            (Some(b64), true) => Ok(Self { b64 }),
+            _ => Err("an image is an object with `b64` and nothing else"),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -224,7 +242,8 @@ impl<'de> Visitor<'de> for RowsSeed {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<Self::Value, A::Error> {
         let (mut values, mut n) = (Vec::new(), 0);
-        while rows.next_element_seed(RowSeed { values: &mut values, row: n, feature_dim: self.feature_dim })?.is_some() {
+        while rows.next_element_seed(RowSeed { values: &mut values, row: n, feature_dim: self.feature_dim })?.is_some()
+        {
             n += 1;
         }
         Ok((values, n))
@@ -251,7 +270,8 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
         let start = self.values.len();
-        while let Some(value) = row.next_element::<f64>().map_err(|error| in_row(self.row, &error))? {
+        let in_row = |error: A::Error| A::Error::custom(format!("row {}: {error}", self.row));
+        while let Some(value) = row.next_element::<f64>().map_err(in_row)? {
             let narrow = value as f32;
             if !narrow.is_finite() {
                 return Err(A::Error::custom(format!("row {}: {value} is beyond float32", self.row)));
@@ -268,22 +288,22 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
     }
 }
 
-fn in_row<E: serde::de::Error>(row: usize, error: &E) -> E {
-    let message = error.to_string();
-    // Whoever sorts errors by kind looks at how this one begins.
-    if message.starts_with("number out of range") { E::custom(message) } else { E::custom(format!("row {row}: {message}")) }
-}
-
 /// A body that somebody else can go on reading once its first reader has dropped it.
 ///
 /// Why? A request that is refused before its body was read leaves bytes on the connection. If the connection is then
 /// closed, the caller's system may throw the answer away with it: the caller sees a broken pipe instead of the reason.
 #[derive(Clone)]
-pub(super) struct SharedBody(Arc<Mutex<Body>>);
+pub(super) struct SharedBody(Arc<Mutex<Shared>>);
+
+struct Shared {
+    body: Body,
+    /// Whether anybody has asked for its bytes, which is when a caller that waits for `100 Continue` gets it.
+    is_asked_for: bool,
+}
 
 impl SharedBody {
     pub(super) fn new(body: Body) -> Self {
-        Self(Arc::new(Mutex::new(body)))
+        Self(Arc::new(Mutex::new(Shared { body, is_asked_for: false })))
     }
 
     /// The body to hand on.
@@ -291,29 +311,28 @@ impl SharedBody {
         Body::new(self.clone())
     }
 
-    /// Reads what is left and throws it away, within bounds.
-    pub(super) async fn drain(self, max_bytes: usize, max_time: Duration) {
+    /// Reads what is left and throws it away, until it ends, does not go on, or goes on for too long.
+    pub(super) async fn drain(self) {
         let drain = async {
             let mut stream = Body::new(self).into_data_stream();
-            let mut length = 0;
-            while let Some(Ok(chunk)) = stream.next().await {
-                length += chunk.len();
-                if length > max_bytes {
-                    break;
-                }
-            }
+            while let Ok(Some(Ok(_))) = tokio::time::timeout(MAX_DRAIN_PAUSE, stream.next()).await {}
         };
         // Who sends for longer is cut off.
-        let _ = tokio::time::timeout(max_time, drain).await;
+        let _ = tokio::time::timeout(MAX_DRAIN_TIME, drain).await;
     }
 
-    fn with<T>(&self, look: impl FnOnce(Pin<&mut Body>) -> T) -> T {
-        look(Pin::new(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner)))
+    fn with<T>(&self, look: impl FnOnce(&mut Shared) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether anybody has asked for its bytes.
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.with(|shared| shared.is_asked_for)
     }
 
     /// Whether everything has been read.
     pub(super) fn is_read(&self) -> bool {
-        self.with(|body| body.is_end_stream())
+        self.with(|shared| shared.body.is_end_stream())
     }
 }
 
@@ -324,13 +343,15 @@ impl HttpBody for SharedBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        self.with(|body| body.poll_frame(context))
+        self.with(|shared| {
+            shared.is_asked_for = true;
+            Pin::new(&mut shared.body).poll_frame(context)
+        })
     }
     fn is_end_stream(&self) -> bool {
         self.is_read()
     }
     fn size_hint(&self) -> http_body::SizeHint {
-        self.with(|body| body.size_hint())
+        self.with(|shared| shared.body.size_hint())
     }
 }
-

@@ -156,7 +156,9 @@ impl ApiError {
     fn detail(&self) -> String {
         let (status, _) = self.status_and_code();
         match self {
-            Self::Batch(BatchError::Model { .. }) => "the model failed on this batch; the server's log says why".to_owned(),
+            Self::Batch(BatchError::Model { .. }) => {
+                "the model failed on this batch; the server's log says why".to_owned()
+            }
             Self::Registry(_) if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE => {
                 "the change could not be made and nothing has changed; the server's log says why".to_owned()
             }
@@ -167,7 +169,7 @@ impl ApiError {
     /// This error under `/v2`, in the form of that protocol.
     pub(super) fn into_v2_response(self) -> Response {
         let (status, _) = self.status_and_code();
-        (status, Json(json!({ "error": self.detail() }))).into_response()
+        with_headers(status, (status, Json(json!({ "error": self.detail() }))).into_response())
     }
 }
 
@@ -181,17 +183,23 @@ impl IntoResponse for ApiError {
             "detail": self.detail(),
             "code": code,
         });
-        let mut response = (status, Json(problem)).into_response();
-        let headers = response.headers_mut();
-        let mut set = |name: HeaderName, value: &'static str| headers.insert(name, HeaderValue::from_static(value));
-        set(header::CONTENT_TYPE, "application/problem+json");
-        match status {
-            StatusCode::SERVICE_UNAVAILABLE => drop(set(header::RETRY_AFTER, "1")),
-            StatusCode::UNAUTHORIZED => drop(set(header::WWW_AUTHENTICATE, "Bearer")),
-            _ => {}
-        }
+        let mut response = with_headers(status, (status, Json(problem)).into_response());
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         // For the layer that counts and logs.
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// Adds the headers that belong to a status.
+fn with_headers(status: StatusCode, mut response: Response) -> Response {
+    let mut set = |name: HeaderName, value: &'static str| {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    };
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE => set(header::RETRY_AFTER, "1"),
+        StatusCode::UNAUTHORIZED => set(header::WWW_AUTHENTICATE, "Bearer"),
+        _ => {}
+    }
+    response
 }

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use axum::{
@@ -25,8 +25,6 @@ use crate::heads::Digest;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A longer one is replaced: it goes into every line of the log.
 const MAX_REQUEST_ID_LENGTH: usize = 128;
-/// How long an answer waits for the rest of a body that nobody wants.
-const MAX_DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// The instant at which a request's head had been read.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +54,11 @@ pub(super) async fn observe(State(app): AppState, mut request: Request, next: Ne
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
+    // Such a caller sends its body when it is asked to, and not at all once it has an answer.
+    let waits = request
+        .headers()
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let is_v2 = request.uri().path().starts_with("/v2");
     let span = tracing::info_span!(
         "request", id = id.to_str().unwrap_or_default(), %method, route = %route
@@ -78,8 +81,8 @@ pub(super) async fn observe(State(app): AppState, mut request: Request, next: Ne
         if is_v2 {
             response = error.into_v2_response();
         }
-        if !body.is_read() {
-            body.drain(app.max_body_bytes, MAX_DRAIN_TIME).await;
+        if !body.is_read() && (body.is_asked_for() || !waits) {
+            body.drain().await;
         }
     }
     response.headers_mut().insert(REQUEST_ID, id);

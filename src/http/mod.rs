@@ -20,7 +20,7 @@ use std::{
 
 use axum::{
     Router,
-    routing::{get, post, put},
+    routing::{any, get, post, put},
 };
 
 use crate::{heads::Digest, metrics::Metrics, registry::Registry};
@@ -108,6 +108,7 @@ pub const ROUTES: [(&str, &[&str]); 14] = [
 
 /// The router of [`ROUTES`].
 pub fn router(app: Arc<App>) -> Router {
+    let admin_only = axum::middleware::from_fn_with_state(Arc::clone(&app), layers::require_admin);
     let admin = Router::new()
         .route("/v1/models/{model}/heads", get(admin::list_heads))
         .route(
@@ -117,7 +118,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{model}/default-head", put(admin::put_default_head))
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), layers::require_admin));
+        .layer(admin_only.clone());
     Router::new()
         .route("/v1/classify", post(classify::classify_default))
         .route("/v1/models", get(models::list))
@@ -131,6 +132,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/docs", get(ops::docs))
         .route("/", get(ops::root))
         .nest("/admin", admin)
+        // The nested router does not see this one.
+        .route("/admin/", any(ops::not_found).layer(admin_only))
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
         .layer(axum::middleware::from_fn(layers::catch_panics))

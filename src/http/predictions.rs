@@ -34,7 +34,10 @@ pub(crate) struct ChosenHead {
 }
 
 /// The heads that `choice` names in the present state of `model`, and what to ask the batcher for.
-pub(crate) fn choose_heads(model: &Model, choice: &HeadChoice) -> Result<(Vec<ChosenHead>, Vec<HeadRequest>), ApiError> {
+pub(crate) fn choose_heads(
+    model: &Model,
+    choice: &HeadChoice,
+) -> Result<(Vec<ChosenHead>, Vec<HeadRequest>), ApiError> {
     let state = model.state();
     let top_k = choice.top_k.unwrap_or(DEFAULT_TOP_K);
     if top_k == 0 {
@@ -64,7 +67,8 @@ pub(crate) fn choose_heads(model: &Model, choice: &HeadChoice) -> Result<(Vec<Ch
         let (mut tau, mut scoring) = (head.settings.tau, Arc::clone(&head.scoring));
         if let (Some(wanted), HeadKind::TauNorm) = (choice.tau, head.head.kind()) {
             let patch = SettingsPatch { tau: Some(wanted), ..SettingsPatch::default() };
-            let settings = head.settings.with(patch, HeadKind::TauNorm).map_err(|error| ApiError::Query(error.to_string()))?;
+            let settings =
+                head.settings.with(patch, HeadKind::TauNorm).map_err(|error| ApiError::Query(error.to_string()))?;
             (tau, scoring) = (settings.tau, Arc::new(head.head.scoring(&settings)));
         }
         let request = HeadRequest { scorers: Arc::clone(&head.scorers), scoring, top_k };

@@ -6,7 +6,7 @@ use ort::value::{Outlet, TensorElementType, ValueType};
 use prost::Message;
 
 use super::error::OnnxError;
-use super::proto::{EXTERNAL, StringStringEntryProto, TypeValue, ValueInfoProto};
+use super::proto::{Dimension, DimensionValue, EXTERNAL, StringStringEntryProto, TypeValue, ValueInfoProto};
 
 /// As much of a model file as is needed to judge it: everything else is skipped, weights above all.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -86,9 +86,17 @@ pub(super) fn external_entry<'a>(entries: &'a [StringStringEntryProto], key: &st
     entries.iter().find(|entry| entry.key.as_deref() == Some(key))?.value.as_deref()
 }
 
+/// A dense tensor with a name, and no dimension that makes no sense: `ort` would panic on one.
 fn is_tensor(value: &ValueInfoProto) -> bool {
-    value.name.as_deref().is_some_and(|name| !name.is_empty())
-        && matches!(value.r#type.as_ref().and_then(|ty| ty.value.as_ref()), Some(TypeValue::Tensor(_)))
+    let is_name = |name: &str| !name.contains('\0');
+    let is_sensible = |dim: &Dimension| match &dim.value {
+        Some(DimensionValue::Value(size)) => 0 <= *size,
+        Some(DimensionValue::Param(name)) => is_name(name),
+        None => true,
+    };
+    let Some(TypeValue::Tensor(tensor)) = value.r#type.as_ref().and_then(|ty| ty.value.as_ref()) else { return false };
+    value.name.as_deref().is_some_and(|name| !name.is_empty() && is_name(name))
+        && tensor.shape.iter().flat_map(|shape| &shape.dim).all(is_sensible)
 }
 
 fn names(values: &[ValueInfoProto]) -> String {
@@ -96,7 +104,7 @@ fn names(values: &[ValueInfoProto]) -> String {
         return "none".to_owned();
     }
     let name = |value: &ValueInfoProto| {
-        let kind = if is_tensor(value) { "" } else { " (not a dense tensor)" };
+        let kind = if is_tensor(value) { "" } else { " (not a dense tensor, or of no sensible shape)" };
         format!("`{}`{kind}", value.name.as_deref().unwrap_or_default())
     };
     values.iter().map(name).collect::<Vec<_>>().join(", ")

@@ -59,6 +59,9 @@ pub enum OnnxError {
         /// What it said.
         source: ort::Error,
     },
+    /// `ort` gave up on a shape or type that ONNX Runtime let through.
+    #[error("the model has an input or output whose type or shape makes no sense")]
+    Nonsense,
     /// The session was built, and the provider that was asked for runs none of it.
     #[error("{device} is not really used: ONNX Runtime gave all {n_nodes} nodes of the model to other providers")]
     DeviceUnused {
@@ -143,4 +146,11 @@ pub enum OnnxError {
         /// Its place in the batch, from 0.
         image: usize,
     },
+}
+
+impl OnnxError {
+    /// Whether another device might do better: what is wrong with a file is wrong everywhere.
+    pub(super) fn is_of_the_device(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::DeviceUnused { .. } | Self::Run { .. })
+    }
 }

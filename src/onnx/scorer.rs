@@ -3,12 +3,15 @@
 use ort::session::{Session, SessionOutputs};
 use ort::value::TensorRef;
 
-use super::build::build_session;
-use super::device::{Provider, SessionOptions, providers_to_try};
+use super::build::{SharedWeight, build_session};
+use super::device::{DeviceChoice, Provider, SessionOptions, providers_to_try};
 use super::error::OnnxError;
-use super::features::{Features, Rows, check_finite};
-use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec};
+use super::features::{Features, Rows};
+use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec, WEIGHT};
 use super::session::tell_fallback;
+
+/// Two sessions that share hold as much as two that do not: see [`SharedWeight`].
+const SHARING_PAYS_FROM: usize = 3;
 
 /// Raw scores `g(x) Wᵀ` of one weight matrix, in one ONNX Runtime session.
 ///
@@ -48,12 +51,32 @@ impl Scorer {
         let model = spec.encode()?;
         let providers = providers_to_try(options.device);
         for (i, &provider) in providers.iter().enumerate() {
-            match Self::build_on(spec, &model, options, provider) {
-                Err(err) if i + 1 < providers.len() => _ = tell_fallback(provider, &err),
+            match Self::build_on(spec, &model, options, provider, None) {
+                Err(err) if i + 1 < providers.len() && err.is_of_the_device() => _ = tell_fallback(provider, &err),
                 result => return result,
             }
         }
-        Self::build_on(spec, &model, options, Provider::Cpu)
+        Self::build_on(spec, &model, options, Provider::Cpu, None)
+    }
+
+    /// Builds one scorer for each of `n_sessions` workers; from three on the CPU they share the weights' memory.
+    ///
+    /// # Errors
+    /// Those of [`Scorer::build`].
+    pub fn build_several(
+        spec: &ScorerSpec<'_>,
+        options: &SessionOptions,
+        n_sessions: usize,
+    ) -> Result<Vec<Self>, OnnxError> {
+        let is_worth_sharing = SHARING_PAYS_FROM <= n_sessions && options.device == DeviceChoice::Cpu;
+        if !is_worth_sharing {
+            return (0..n_sessions).map(|_| Self::build(spec, options)).collect();
+        }
+        super::library::init(None)?;
+        let model = spec.encode()?;
+        let shared = SharedWeight::new(WEIGHT, [spec.num_classes, spec.feature_dim], spec.weight);
+        let shared = shared.map_err(|source| OnnxError::Load { device: options.device, source })?;
+        (0..n_sessions).map(|_| Self::build_on(spec, &model, options, Provider::Cpu, Some(&shared))).collect()
     }
 
     fn build_on(
@@ -61,8 +84,9 @@ impl Scorer {
         model: &[u8],
         options: &SessionOptions,
         provider: Provider,
+        shared: Option<&SharedWeight>,
     ) -> Result<Self, OnnxError> {
-        let session = build_session(model, None, options, provider)?;
+        let session = build_session(model, None, options, provider, shared)?;
         let ScorerSpec { num_classes, feature_dim, squared_norm, .. } = *spec;
         let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm };
         scorer.run_host(&vec![0.0; feature_dim], 1)?;
@@ -87,11 +111,11 @@ impl Scorer {
         self.feature_dim
     }
 
-    /// Scores a batch. Features on the same device are used where they are.
+    /// Scores a batch. Features on the same device are used where they are. The scores of features that are too large are
+    /// not finite: that is a matter of their row, and of no other of the batch.
     ///
     /// # Errors
-    /// [`OnnxError::FeatureShape`] if the rows are of another length, [`OnnxError::Run`], and [`OnnxError::NotFinite`] with
-    /// the index of the first row whose scores are NaN or infinite.
+    /// [`OnnxError::FeatureShape`] if the rows are of another length, and [`OnnxError::Run`].
     pub fn run(&mut self, features: &Features) -> Result<Scores, OnnxError> {
         let (n, feature_dim) = (features.n(), features.feature_dim());
         if feature_dim != self.feature_dim {
@@ -102,21 +126,16 @@ impl Scorer {
                 len: n * feature_dim,
             });
         }
-        let scores = match (features.rows(), self.provider) {
+        match (features.rows(), self.provider) {
             (Rows::Device(tensor), Provider::Cuda { .. }) => {
                 let (num_classes, squared_norm) = (self.num_classes, self.squared_norm);
                 let outputs = self.session.run(ort::inputs![FEATURES => tensor]);
                 let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
-                collect(&outputs, n, num_classes, squared_norm)?
+                collect(&outputs, n, num_classes, squared_norm)
             }
-            (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n)?,
-            (Rows::Host(rows), _) => self.run_host(rows, n)?,
-        };
-        check_finite(&scores.raw, self.num_classes)?;
-        if let Some(norms) = &scores.squared_norm {
-            check_finite(norms, 1)?;
+            (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n),
+            (Rows::Host(rows), _) => self.run_host(rows, n),
         }
-        Ok(scores)
     }
 
     fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {

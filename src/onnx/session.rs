@@ -1,5 +1,6 @@
 //! The backbone: images in, features out.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -28,15 +29,22 @@ pub struct Backbone {
     output: FeatureOutput,
     provider: Provider,
     /// Set until a first run on CUDA has worked, when the choice was left to us: what to load on the CPU otherwise.
-    unproved: Option<Source>,
+    unproved: Option<Source<'static>>,
     fallback: Option<String>,
 }
 
+/// What a session is built from.
 #[derive(Clone, Debug)]
-struct Source {
-    model: Vec<u8>,
+struct Source<'a> {
+    model: Cow<'a, [u8]>,
     base_dir: Option<PathBuf>,
     options: SessionOptions,
+}
+
+impl Source<'_> {
+    fn into_owned(self) -> Source<'static> {
+        Source { model: Cow::Owned(self.model.into_owned()), ..self }
+    }
 }
 
 impl Backbone {
@@ -50,13 +58,13 @@ impl Backbone {
     pub fn load(model: &[u8], base_dir: Option<&Path>, options: &SessionOptions) -> Result<Self, OnnxError> {
         library::init(None)?;
         check_file(model, base_dir)?;
-        let source =
-            Source { model: model.to_vec(), base_dir: base_dir.map(Path::to_path_buf), options: options.clone() };
-        let mut backbone = Self::load_first(&source)?;
-        let (height, width) = backbone.input_size();
-        let must_run =
-            backbone.output.feature_dim.is_none() || backbone.unproved.is_some() || options.device != DeviceChoice::Cpu;
-        if let (true, Some(height), Some(width)) = (must_run, height, width) {
+        // `model.onnx` in the current folder has the parent ``.
+        let base_dir =
+            base_dir.map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_path_buf() });
+        let source = Source { model: Cow::Borrowed(model), base_dir, options: options.clone() };
+        let mut backbone = Self::load_first(source)?;
+        let must_run = backbone.output.feature_dim.is_none() || backbone.provider != Provider::Cpu;
+        if let (true, (Some(height), Some(width))) = (must_run, backbone.input_size()) {
             backbone.warm_up(&[1], height, width)?;
         }
         Ok(backbone)
@@ -71,25 +79,26 @@ impl Backbone {
         Self::load(&model, path.parent(), options)
     }
 
-    /// Tries the providers in turn.
-    fn load_first(source: &Source) -> Result<Self, OnnxError> {
+    /// Takes the first provider that loads the model.
+    fn load_first(source: Source<'_>) -> Result<Self, OnnxError> {
         let providers = providers_to_try(source.options.device);
         let mut fallback = None;
         for (i, &provider) in providers.iter().enumerate() {
             let is_last = i + 1 == providers.len();
-            match Self::load_on(source, provider) {
+            match Self::load_on(&source, provider) {
                 Ok(backbone) => {
-                    return Ok(Self { unproved: (!is_last).then(|| source.clone()), fallback, ..backbone });
+                    let unproved = (!is_last).then(|| source.into_owned());
+                    return Ok(Self { unproved, fallback, ..backbone });
                 }
-                Err(err) if is_last => return Err(err),
-                Err(err) => fallback = Some(tell_fallback(provider, &err)),
+                Err(err) if !is_last && err.is_of_the_device() => fallback = Some(tell_fallback(provider, &err)),
+                Err(err) => return Err(err),
             }
         }
-        Self::load_on(source, Provider::Cpu)
+        Self::load_on(&source, Provider::Cpu)
     }
 
-    fn load_on(source: &Source, provider: Provider) -> Result<Self, OnnxError> {
-        let session = build_session(&source.model, source.base_dir.as_deref(), &source.options, provider)?;
+    fn load_on(source: &Source<'_>, provider: Provider) -> Result<Self, OnnxError> {
+        let session = build_session(&source.model, source.base_dir.as_deref(), &source.options, provider, None)?;
         let input = image_input(session.inputs())?;
         let output = feature_output(session.outputs())?;
         let device = DeviceChoice::from(provider);

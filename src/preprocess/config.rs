@@ -180,7 +180,9 @@ pub enum PreprocessConfigError {
         max_pixels: u64,
     },
     /// A crop that cannot be cut from the resized image.
-    #[error("`crop` of {crop_height}x{crop_width} is larger than the resized image of {height}x{width} (height x width)")]
+    #[error(
+        "`crop` of {crop_height}x{crop_width} is larger than the resized image of {height}x{width} (height x width)"
+    )]
     CropTooLarge {
         /// Rows of the crop.
         crop_height: u32,

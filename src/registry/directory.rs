@@ -213,7 +213,9 @@ impl ModelDirectory {
                 (None, Some(kind), Some(base)) if model.heads.heads.contains_key(base) => {
                     HeadOrigin::Derived { kind, base: base.clone() }
                 }
-                (None, Some(_), Some(base)) => return Err(problem(name, format!("there is no head `{base}` to be its base"))),
+                (None, Some(_), Some(base)) => {
+                    return Err(problem(name, format!("there is no head `{base}` to be its base")));
+                }
                 (None, Some(HeadKind::Joint), None) => HeadOrigin::Classifier,
                 _ => {
                     let expected = "it needs either `file`, or `kind` and `base`, or `kind = \"joint\"` alone for the last \

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use super::{
     DerivedSpec, DirectoryError, HeadId, HeadOrigin, HeadSource, Model, ModelDirectory, ModelState, PublishedHead,
     RegistryError, Series, StateDir, StateError,
+    backbone::{load_backbones, warm_up},
     manifest::{self, Manifest, ManifestSeries, ManifestVersion},
     model::HeadBuilder,
     store::ModelStore,
@@ -18,9 +19,9 @@ use super::{
 use crate::{
     batcher::{Backbone, BatchLimits, Batcher, DecodePool},
     dataset::Shot,
-    heads::{FORMAT, HeadFile, HeadFileError, HeadKind, Settings, TensorView, write_safetensors},
+    heads::{HeadFile, HeadFileError, Settings},
     metrics::Metrics,
-    onnx::{self, CutClassifier, CutError, OnnxError, SessionOptions, cut_classifier},
+    onnx::{CutError, OnnxError, SessionOptions},
     preprocess::{DecodeLimits, PreprocessConfigError, Preprocessor},
 };
 
@@ -66,7 +67,9 @@ pub enum LoadError {
         source: PreprocessConfigError,
     },
     /// `[preprocess]` gives tensors of another size than the backbone takes.
-    #[error("[preprocess] gives images of {height} x {width}, and the backbone takes {expected_height} x {expected_width}")]
+    #[error(
+        "[preprocess] gives images of {height} x {width}, and the backbone takes {expected_height} x {expected_width}"
+    )]
     ImageSize {
         /// Rows that `[preprocess]` gives.
         height: usize,
@@ -95,7 +98,7 @@ pub enum LoadError {
         /// What the file gives.
         found_dim: usize,
         /// Why it cannot be cut.
-        source: CutError,
+        source: Box<CutError>,
     },
     /// A head file is wrong.
     #[error("{path}: {source}", path = path.display())]
@@ -134,12 +137,24 @@ pub enum LoadError {
 /// # Errors
 /// [`LoadError`] names the file.
 pub fn load_model(directory: &ModelDirectory, options: &LoadOptions) -> Result<Model, LoadError> {
+    load_model_with(directory, options, |backbone| backbone)
+}
+
+/// Like [`load_model`], with something put around each backbone: what a test holds, counts or lets fail.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_model_with(
+    directory: &ModelDirectory,
+    options: &LoadOptions,
+    wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone>,
+) -> Result<Model, LoadError> {
     let mut files = read_head_files(directory)?;
     let backbones = load_backbones(directory, &mut files, options)?;
     let preprocessor = Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())
         .map_err(|source| LoadError::Preprocess { path: directory.path.join("model.toml"), source })?;
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
-    let sessions = warm_up(directory, backbones, &preprocessor, options)?;
+    let sessions: Vec<_> = warm_up(directory, backbones, &preprocessor, options)?.into_iter().map(wrap).collect();
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;
     let previous = match &store {
@@ -152,7 +167,8 @@ pub fn load_model(directory: &ModelDirectory, options: &LoadOptions) -> Result<M
         num_classes: directory.labels.len(),
         feature_dim,
         n_workers: sessions.len(),
-        session: options.session.clone(),
+        // Where the backbone really runs, so that its features need not leave the device.
+        session: SessionOptions { device: provider.into(), ..options.session.clone() },
         metrics: Arc::clone(&options.metrics),
         pools: Mutex::new(HashMap::new()),
     };
@@ -187,9 +203,9 @@ pub fn load_model(directory: &ModelDirectory, options: &LoadOptions) -> Result<M
 }
 
 /// A head file of the directory, or one made of a classifier's last layer.
-struct DeclaredFile {
-    bytes: Vec<u8>,
-    parsed: HeadFile,
+pub(super) struct DeclaredFile {
+    pub(super) bytes: Vec<u8>,
+    pub(super) parsed: HeadFile,
 }
 
 fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, DeclaredFile>, LoadError> {
@@ -197,118 +213,12 @@ fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, Declar
     for (name, declaration) in &directory.heads {
         if let HeadOrigin::File(path) = &declaration.origin {
             let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-            let parsed = HeadFile::parse(&bytes).map_err(|source| LoadError::HeadFile { path: path.clone(), source })?;
-            files.insert(name.clone(), DeclaredFile { bytes, parsed });
-        }
-    }
-    Ok(files)
-}
-
-struct LoadedBackbones {
-    sessions: Vec<onnx::Backbone>,
-    feature_dim: usize,
-    provider: onnx::Provider,
-}
-
-/// The backbone, or what is left of a whole classifier once its last layer is cut off and put among the head files.
-fn load_backbones(
-    directory: &ModelDirectory,
-    files: &mut BTreeMap<String, DeclaredFile>,
-    options: &LoadOptions,
-) -> Result<LoadedBackbones, LoadError> {
-    let path = &directory.backbone;
-    let failed = |source: OnnxError| LoadError::Backbone { path: path.clone(), source };
-    let from_classifier: Vec<&String> =
-        directory.heads.iter().filter(|(_, head)| head.origin == HeadOrigin::Classifier).map(|(name, _)| name).collect();
-    let heads_dim = files.values().next().map(|file| file.parsed.head.feature_dim());
-
-    let mut first = onnx::Backbone::load_file(path, &options.session).map_err(failed)?;
-    let fits = heads_dim.is_none_or(|dim| dim == first.feature_dim());
-    let mut cut = None;
-    if !from_classifier.is_empty() || !fits {
-        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-        let made = cut_classifier(&bytes, path.parent()).map_err(|source| LoadError::Cut {
-            path: path.clone(),
-            feature_dim: heads_dim.unwrap_or_default(),
-            found_dim: first.feature_dim(),
-            source,
-        })?;
-        first = onnx::Backbone::load(&made.backbone, path.parent(), &options.session).map_err(failed)?;
-        for name in from_classifier {
-            let bytes = classifier_head_file(&made, directory.train_counts.as_deref());
             let parsed =
                 HeadFile::parse(&bytes).map_err(|source| LoadError::HeadFile { path: path.clone(), source })?;
             files.insert(name.clone(), DeclaredFile { bytes, parsed });
         }
-        cut = Some(made);
     }
-    let (feature_dim, provider) = (first.feature_dim(), first.provider());
-    let mut sessions = vec![first];
-    while sessions.len() < options.n_sessions.max(1) {
-        let session = match &cut {
-            None => onnx::Backbone::load_file(path, &options.session),
-            Some(cut) => onnx::Backbone::load(&cut.backbone, path.parent(), &options.session),
-        };
-        sessions.push(session.map_err(failed)?);
-    }
-    Ok(LoadedBackbones { sessions, feature_dim, provider })
-}
-
-/// The head file of a classifier's last layer: the same layer gives the same bytes.
-pub(crate) fn classifier_head_file(cut: &CutClassifier, train_counts: Option<&[u64]>) -> Vec<u8> {
-    let metadata = [
-        ("format", FORMAT.to_owned()),
-        ("kind", HeadKind::Joint.to_string()),
-        ("classes", cut.num_classes.to_string()),
-        ("feature_dim", cut.feature_dim.to_string()),
-        ("transform", "none".to_owned()),
-        ("train_prior", "joint".to_owned()),
-        ("method", "last layer of a classifier".to_owned()),
-    ];
-    let counts: Option<Vec<i64>> =
-        train_counts.map(|counts| counts.iter().map(|&count| i64::try_from(count).unwrap_or(i64::MAX)).collect());
-    let mut tensors = BTreeMap::new();
-    tensors.insert("weight".to_owned(), TensorView::F32(&cut.weight, vec![cut.num_classes, cut.feature_dim]));
-    if let Some(bias) = &cut.bias {
-        tensors.insert("bias".to_owned(), TensorView::F32(bias, vec![cut.num_classes]));
-    }
-    if let Some(counts) = &counts {
-        tensors.insert("train_counts".to_owned(), TensorView::I64(counts, vec![counts.len()]));
-    }
-    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    let mut bytes = Vec::new();
-    // Writing to a vector does not fail.
-    let _ = write_safetensors(&mut bytes, &metadata, &tensors);
-    bytes
-}
-
-fn warm_up(
-    directory: &ModelDirectory,
-    backbones: LoadedBackbones,
-    preprocessor: &Preprocessor,
-    options: &LoadOptions,
-) -> Result<Vec<Box<dyn Backbone>>, LoadError> {
-    let given = preprocessor.output_size();
-    let mut sessions: Vec<Box<dyn Backbone>> = Vec::with_capacity(backbones.sessions.len());
-    for mut session in backbones.sessions {
-        if let (Some((height, width)), (Some(expected_height), Some(expected_width))) = (given, session.input_size())
-            && (height, width) != (expected_height, expected_width)
-        {
-            return Err(LoadError::ImageSize { height, width, expected_height, expected_width });
-        }
-        let size = match (given, session.input_size()) {
-            (Some(size), _) => Some(size),
-            (None, (Some(height), Some(width))) => Some((height, width)),
-            (None, _) => None,
-        };
-        if let Some((height, width)) = size {
-            session
-                .warm_up(&[1, options.limits.max_batch_size], height, width)
-                .map_err(|source| LoadError::Backbone { path: directory.backbone.clone(), source })?;
-        }
-        sessions.push(Box::new(session));
-    }
-    Ok(sessions)
+    Ok(files)
 }
 
 /// What is to be served: what was served before, and as a new version each head whose declaration is new.
@@ -453,7 +363,7 @@ fn restore(
                         (None, None) => continue,
                     };
                     let file = HeadFile::parse(bytes).map_err(|error| failed(error.into()))?;
-                    builder.from_file(id.clone(), file, version.settings)
+                    builder.of_file(id.clone(), file, version.settings)
                 }
                 HeadSource::Derived(spec) => match state.head(&spec.base.head, Some(spec.base.version)) {
                     Ok(base) => builder.derived(id.clone(), spec.clone(), base, version.settings),

@@ -3,6 +3,7 @@
 //! A reader takes one [`ModelState`] for a request and sees nothing else of it: an answer never mixes two states. A writer
 //! makes a new state from the current one, writes it to the state directory, and only then swaps it in.
 
+mod backbone;
 mod directory;
 mod load;
 mod manifest;
@@ -15,10 +16,10 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+pub(crate) use backbone::classifier_head_file;
 pub(crate) use directory::read_labels;
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
-pub(crate) use load::classifier_head_file;
-pub use load::{LoadError, LoadOptions, load_model};
+pub use load::{LoadError, LoadOptions, load_model, load_model_with};
 pub use model::{Model, RegistryError};
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};
 pub use store::{StateDir, StateError};

@@ -8,7 +8,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series, StateError, manifest::Manifest, store::ModelStore,
+    DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series, StateError, manifest::Manifest,
+    store::ModelStore,
 };
 use crate::{
     batcher::{Batcher, ScorerPool},
@@ -54,7 +55,9 @@ pub enum RegistryError {
     #[error(transparent)]
     Derive(#[from] DeriveError),
     /// A head of another model.
-    #[error("the head is for {classes} classes and {feature_dim} features, and the model has {model_classes} and {model_dim}")]
+    #[error(
+        "the head is for {classes} classes and {feature_dim} features, and the model has {model_classes} and {model_dim}"
+    )]
     Incompatible {
         /// C of the head.
         classes: usize,
@@ -107,7 +110,12 @@ pub(super) struct HeadBuilder {
 }
 
 impl HeadBuilder {
-    pub(super) fn from_file(&self, id: HeadId, file: HeadFile, settings: Settings) -> Result<PublishedHead, RegistryError> {
+    pub(super) fn of_file(
+        &self,
+        id: HeadId,
+        file: HeadFile,
+        settings: Settings,
+    ) -> Result<PublishedHead, RegistryError> {
         self.build(id, HeadSource::File(file.digest.to_hex()), file.head, settings)
     }
 
@@ -122,7 +130,13 @@ impl HeadBuilder {
         self.build(id, HeadSource::Derived(spec), head, settings)
     }
 
-    fn build(&self, id: HeadId, source: HeadSource, head: Head, settings: Settings) -> Result<PublishedHead, RegistryError> {
+    fn build(
+        &self,
+        id: HeadId,
+        source: HeadSource,
+        head: Head,
+        settings: Settings,
+    ) -> Result<PublishedHead, RegistryError> {
         let (classes, feature_dim) = (head.num_classes(), head.feature_dim());
         let (model_classes, model_dim) = (self.num_classes, self.feature_dim);
         if (classes, feature_dim) != (model_classes, model_dim) {
@@ -202,7 +216,12 @@ impl Model {
     ///
     /// # Errors
     /// [`RegistryError`]; then nothing has changed.
-    pub fn patch(&self, name: &str, version: Option<u32>, patch: SettingsPatch) -> Result<Arc<PublishedHead>, RegistryError> {
+    pub fn patch(
+        &self,
+        name: &str,
+        version: Option<u32>,
+        patch: SettingsPatch,
+    ) -> Result<Arc<PublishedHead>, RegistryError> {
         self.change(|state| {
             let current = Arc::clone(state.head(name, version)?);
             let settings = current.settings.with(patch, current.head.kind())?;
@@ -229,7 +248,7 @@ impl Model {
         let file = HeadFile::parse(bytes)?;
         let settings = *file.head.initial_settings();
         self.publish(name, |id, _| {
-            let published = self.builder.from_file(id, file, settings)?;
+            let published = self.builder.of_file(id, file, settings)?;
             if let (Some(store), HeadSource::File(digest)) = (&self.store, &published.source) {
                 store.put_blob(digest, bytes)?;
             }

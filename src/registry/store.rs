@@ -84,12 +84,16 @@ impl StateDir {
     pub fn admin_token(&self) -> Result<(String, PathBuf), StateError> {
         let path = self.path.join("admin-token");
         match fs::read_to_string(&path) {
-            Ok(token) if token.trim().is_empty() => Err(StateError::Damaged { path, problem: "it is empty".to_owned() }),
+            Ok(token) if token.trim().is_empty() => {
+                Err(StateError::Damaged { path, problem: "it is empty".to_owned() })
+            }
             Ok(token) => Ok((token.trim().to_owned(), path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut random = [0; 32];
-                getrandom::fill(&mut random)
-                    .map_err(|error| StateError::Io { path: path.clone(), source: io::Error::other(error.to_string()) })?;
+                getrandom::fill(&mut random).map_err(|error| StateError::Io {
+                    path: path.clone(),
+                    source: io::Error::other(error.to_string()),
+                })?;
                 let token = Digest::of(&random).to_hex();
                 let mut options = File::options();
                 options.write(true).create_new(true);
@@ -130,7 +134,11 @@ impl ModelStore {
         let damaged = |problem: String| StateError::Damaged { path: path.clone(), problem };
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if manifest.format != manifest::FORMAT {
-            return Err(damaged(format!("its format is `{}`, and this version reads `{}`", manifest.format, manifest::FORMAT)));
+            return Err(damaged(format!(
+                "its format is `{}`, and this version reads `{}`",
+                manifest.format,
+                manifest::FORMAT
+            )));
         }
         if manifest.generation != generation {
             return Err(damaged(format!("it says that it is generation {}", manifest.generation)));
@@ -148,10 +156,10 @@ impl ModelStore {
         Ok(())
     }
 
-    /// Keeps a head file; does nothing if it is there.
+    /// Keeps a head file; does nothing if it is there, whole.
     pub(super) fn put_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.blobs.join(digest);
-        if path.exists() { Ok(()) } else { write_whole(&self.blobs, &path, bytes) }
+        if self.blob(digest).is_ok() { Ok(()) } else { write_whole(&self.blobs, &path, bytes) }
     }
 
     /// A head file, whose content is checked against its name.

@@ -2,9 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 #[cfg(feature = "server")]
+mod app;
+#[cfg(feature = "server")]
 mod cli;
+#[cfg(feature = "server")]
+mod contract;
 mod feature_sets;
 mod heads;
+#[cfg(feature = "server")]
+mod http;
 #[cfg(feature = "server")]
 mod onnx;
 #[cfg(feature = "server")]
@@ -19,6 +25,10 @@ mod onnx_session;
 mod preprocess;
 #[cfg(feature = "server")]
 mod preprocess_hostile;
+#[cfg(feature = "server")]
+mod process;
+#[cfg(feature = "server")]
+mod tidy;
 
 /// The same cases on every run, and no files of failures.
 fn seeded(cases: u32) -> proptest::test_runner::Config {

@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use equipoise::preprocess::{
-    DecodeLimits, ExifOrientation, PreprocessConfig, Preprocessor, RgbImage, decode_rgb,
-};
+use equipoise::preprocess::{DecodeLimits, ExifOrientation, PreprocessConfig, Preprocessor, RgbImage, decode_rgb};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -81,11 +79,26 @@ fn lossless_files_decode_to_the_pixels_of_pillow() {
             let head = hex(&image.pixels()[..12.min(image.pixels().len())]);
             wrong.push(format!(
                 "{} ({}): {}x{} instead of {}x{}, {head} instead of {}",
-                case.file, case.mode, image.height(), image.width(), case.height, case.width, case.head
+                case.file,
+                case.mode,
+                image.height(),
+                image.width(),
+                case.height,
+                case.width,
+                case.head
             ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Largest and mean difference that a lossy file may show. With libjpeg-turbo, and for WebP always: none.
+///
+/// Measured with `zune-jpeg` 0.5: 4:2:0 at most 3, mean 0.41; 4:2:2 at most 3, mean 0.21; 4:4:4 and CMYK at most 2, mean
+/// 0.03; gray at most 1, mean 0.02. Photos of high contrast show up to 6.
+fn allowed_difference(file: &str) -> (u8, f64) {
+    let is_exact = cfg!(feature = "turbojpeg") || file.ends_with(".webp");
+    if is_exact { (0, 0.0) } else { (3, 0.45) }
 }
 
 #[test]
@@ -96,7 +109,8 @@ fn lossy_files_decode_close_to_the_pixels_of_pillow() {
         assert_eq!((image.height(), image.width()), (case.height, case.width), "{}", case.file);
         let expected = decode(&format!("expected/{expected}"), ExifOrientation::Ignore);
         let (max, mean) = difference(image.pixels(), expected.pixels());
-        println!("{:24} max {max:3} mean {mean:.3}", case.file);
+        let (max_allowed, mean_allowed) = allowed_difference(&case.file);
+        assert!(max <= max_allowed && mean <= mean_allowed, "{}: max {max}, mean {mean:.3}", case.file);
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use equipoise::preprocess::{
-    DecodeLimits, ExifOrientation, ImageError, Interpolation, PreprocessConfig, Preprocessor, RgbImage, Target, decode_rgb,
-    resample,
+    DecodeLimits, ExifOrientation, ImageError, Interpolation, PreprocessConfig, Preprocessor, RgbImage, Target,
+    decode_rgb, resample,
 };
 use proptest::prelude::*;
 
@@ -156,7 +156,7 @@ fn small_limits() -> DecodeLimits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::seeded(300))]
 
     #[test]
     fn a_constant_image_stays_constant(

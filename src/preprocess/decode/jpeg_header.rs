@@ -127,6 +127,9 @@ fn frame(marker: u8, segment: &[u8]) -> Result<JpegHeader<'static>, ImageError> 
     if components.len() != n_components * 3 {
         return Err(Format::Jpeg.malformed("a frame header of the wrong length"));
     }
+    if !matches!(marker, 0xc0..=0xc2 | 0xc9 | 0xca) {
+        return Err(Format::Jpeg.unsupported(format!("lossless or hierarchical coding ({marker:#04x})")));
+    }
     if height == 0 || width == 0 {
         return Err(Format::Jpeg.malformed("a side of zero pixels"));
     }
@@ -143,7 +146,7 @@ fn frame(marker: u8, segment: &[u8]) -> Result<JpegHeader<'static>, ImageError> 
         n_components,
         is_plain_rgb: names == *b"RGB",
         exif: None,
-        is_progressive: matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce),
+        is_progressive: matches!(marker, 0xc2 | 0xca),
     })
 }
 
@@ -153,20 +156,20 @@ mod tests {
 
     /// A gray file of 3x2 pixels with an empty scan.
     const SMALLEST: &[u8] = &[
-        0xff, 0xd8, 0xff, 0xc0, 0, 11, 8, 0, 2, 0, 3, 1, 1, 0x11, 0, 0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0, 0x12, 0xff, 0,
-        0xff, 0xd0, 0x34, 0xff, 0xd9,
+        0xff, 0xd8, 0xff, 0xc0, 0, 11, 8, 0, 2, 0, 3, 1, 1, 0x11, 0, 0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0, 0x12, 0xff,
+        0, 0xff, 0xd0, 0x34, 0xff, 0xd9,
     ];
 
     #[test]
     fn the_size_comes_from_the_frame() {
-        let header = JpegHeader::read(SMALLEST).unwrap();
+        let header = JpegHeader::read(SMALLEST).expect("complete");
         assert_eq!((header.width, header.height, header.n_components), (3, 2, 1));
     }
 
     #[test]
     fn every_cut_is_a_truncation() {
         for end in 3..SMALLEST.len() {
-            let error = JpegHeader::read(&SMALLEST[..end]).unwrap_err();
+            let error = JpegHeader::read(&SMALLEST[..end]).expect_err("cut");
             assert_eq!(error.reason(), "truncated", "cut at {end}");
         }
     }
@@ -184,6 +187,6 @@ mod tests {
         let mut bytes = SMALLEST[..15].to_vec();
         bytes.extend(scan.repeat(MAX_SCANS + 1));
         bytes.extend([0xff, 0xd9]);
-        assert_eq!(JpegHeader::read(&bytes).unwrap_err().reason(), "malformed");
+        assert_eq!(JpegHeader::read(&bytes).expect_err("too many").reason(), "malformed");
     }
 }

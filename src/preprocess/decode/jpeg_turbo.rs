@@ -55,15 +55,21 @@ fn decompress(
 /// Whether the picture was decoded all the same. Damage inside a scan is shown, not refused, as PIL does; the library
 /// reports it like an error once all rows are there, and only its words tell the two apart.
 fn is_warning(error: &turbojpeg::Error) -> bool {
-    const WARNINGS: [&str; 4] =
-        ["Corrupt JPEG data", "Inconsistent progression sequence", "Unknown Adobe color transform", "Invalid SOS parameters"];
+    const WARNINGS: [&str; 4] = [
+        "Corrupt JPEG data",
+        "Inconsistent progression sequence",
+        "Unknown Adobe color transform",
+        "Invalid SOS parameters",
+    ];
     matches!(error, turbojpeg::Error::TurboJpegError(message) if WARNINGS.iter().any(|known| message.contains(known)))
 }
 
 fn from_turbo_error(error: turbojpeg::Error) -> ImageError {
     match &error {
         turbojpeg::Error::TurboJpegError(message)
-            if message.contains("nsupported") || message.contains("not supported") || message.contains("not implemented") =>
+            if message.contains("nsupported")
+                || message.contains("not supported")
+                || message.contains("not implemented") =>
         {
             Format::Jpeg.unsupported(error)
         }

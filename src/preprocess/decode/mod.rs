@@ -148,8 +148,8 @@ pub fn decode_rgb(bytes: &[u8], limits: &DecodeLimits, exif: ExifOrientation) ->
     };
     // Third-party decoders are large and get hostile bytes. None is known to panic, but one that does must cost its
     // caller an answer and not the process a thread. They own no state that outlives the call.
-    let (image, orientation) = catch_unwind(AssertUnwindSafe(decode))
-        .unwrap_or_else(|_| Err(format.malformed("the decoder panicked")))?;
+    let (image, orientation) =
+        catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.malformed("the decoder panicked")))?;
     Ok(match exif {
         ExifOrientation::Ignore => image,
         ExifOrientation::Apply => exif::transpose(image, orientation),

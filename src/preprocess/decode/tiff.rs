@@ -38,7 +38,10 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, Ima
     // The samples, perhaps once more to bring planes together, and the pixels made of them.
     let n_copies = if layout.planes > 1 { 2 } else { 1 };
     let n_pixel_bytes = u64::from(width) * u64::from(height) * 3;
-    limits.check_alloc(Format::Tiff, (layout.complete_len as u64).saturating_mul(n_copies).saturating_add(n_pixel_bytes))?;
+    limits.check_alloc(
+        Format::Tiff,
+        (layout.complete_len as u64).saturating_mul(n_copies).saturating_add(n_pixel_bytes),
+    )?;
     let mut samples = DecodingResult::U8(Vec::new());
     let layout = decoder.read_image_to_buffer(&mut samples).map_err(fail)?;
     let (width, height) = (width as usize, height as usize);

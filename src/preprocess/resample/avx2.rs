@@ -113,9 +113,8 @@ unsafe fn four_rows(rows: &[&[u8]; N_ROWS], offset: usize, groups: &[Taps]) -> [
     let mut high = [_mm256_setzero_si256(); N_ROWS];
     for (group, taps) in groups.iter().enumerate() {
         // SAFETY: `Taps` is 64 bytes, aligned to 32.
-        let (low_weights, high_weights) = unsafe {
-            (_mm256_load_si256(taps.low.as_ptr().cast()), _mm256_load_si256(taps.high.as_ptr().cast()))
-        };
+        let (low_weights, high_weights) =
+            unsafe { (_mm256_load_si256(taps.low.as_ptr().cast()), _mm256_load_si256(taps.high.as_ptr().cast())) };
         for i in 0..N_ROWS {
             // SAFETY: the caller's promise.
             let bytes = unsafe { _mm_loadu_si128(rows[i].as_ptr().add(offset + group * 12).cast()) };

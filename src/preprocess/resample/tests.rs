@@ -61,7 +61,9 @@ fn the_fast_vertical_pass_gives_the_scalar_bytes() {
 fn a_window_is_the_same_part_of_the_whole() {
     let image = noise(47, 61);
     let window = Rect { top: 5, left: 9, height: 20, width: 13 };
-    for interpolation in [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos] {
+    for interpolation in
+        [Interpolation::Nearest, Interpolation::Bilinear, Interpolation::Bicubic, Interpolation::Lanczos]
+    {
         for (height, width) in [(31, 29), (47, 29), (31, 61), (47, 61), (90, 70)] {
             let whole = resample(image.view(), interpolation, &Target::whole(height, width));
             let part = resample(image.view(), interpolation, &Target { height, width, window });

@@ -132,7 +132,7 @@ def gifs():
         at += 1
     broken("huge_frame.gif", gif[: at + 5] + struct.pack("<HH", 65535, 65535) + gif[at + 9 :], "malformed")
     broken("far_frame.gif", gif[: at + 1] + struct.pack("<HH", 60000, 60000) + gif[at + 5 :], "malformed")
-    broken("no_frame.gif", gif[:at] + b";", "malformed")
+    broken("no_frame.gif", gif[:at] + b";", "truncated")
     broken("bad_code_size.gif", gif[: at + 10] + b"\x0f" + gif[at + 11 :], "malformed")
     broken("few_pixels.gif", gif[: at + 11] + b"\3" + gif[at + 12 : at + 15] + b"\0;", "malformed")
 
@@ -140,8 +140,8 @@ def gifs():
 def webps():
     webp = saved("WEBP", lossless=True)
     at = webp.index(b"VP8L")
-    # 14 bits of width - 1, 14 of height - 1.
-    huge = webp[at : at + 9] + b"\xff\xff\xff\x0f" + webp[at + 13 :]
+    # 14 bits of width - 1, 14 of height - 1: 16383 each.
+    huge = webp[at : at + 9] + b"\xfe\xbf\xff\x0f" + webp[at + 13 :]
     broken("huge.webp", b"RIFF" + struct.pack("<I", len(huge) + 4) + b"WEBP" + huge, "too_large")
     broken("wrong_length.webp", webp[: at + 4] + b"\xff\xff\xff\x7f" + webp[at + 8 :], "truncated")
     broken("no_picture.webp", b"RIFF\x0c\0\0\0WEBPJUNK\0\0\0\0", "malformed")

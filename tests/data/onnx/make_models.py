@@ -273,6 +273,7 @@ double_input.graph.input[0].type.tensor_type.elem_type = DOUBLE
 double_input.graph.node.insert(0, node("Cast", ["image"], ["image32"], to=FLOAT))
 double_input.graph.node[1].input[0] = "image32"
 backbones["backbone_double"] = double_input
+backbones["backbone_negative"] = model(nodes, constants, [feature_out(dims=("N", -7))])
 gray = model(nodes, constants, [feature_out()])
 gray.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
 backbones["backbone_gray"] = gray

@@ -1,0 +1,124 @@
+//! The sessions of a backbone, also of one that has to be cut off a whole classifier first.
+
+use std::collections::BTreeMap;
+
+use super::{HeadOrigin, LoadError, LoadOptions, ModelDirectory, load::DeclaredFile};
+use crate::{
+    batcher::Backbone,
+    heads::{FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
+    onnx::{self, CutClassifier, OnnxError, cut_classifier},
+    preprocess::Preprocessor,
+};
+
+/// The sessions of a backbone, and what they told of it.
+pub(super) struct LoadedBackbones {
+    sessions: Vec<onnx::Backbone>,
+    pub(super) feature_dim: usize,
+    pub(super) provider: onnx::Provider,
+}
+
+/// The backbone, or what is left of a whole classifier once its last layer is cut off and put among the head files.
+pub(super) fn load_backbones(
+    directory: &ModelDirectory,
+    files: &mut BTreeMap<String, DeclaredFile>,
+    options: &LoadOptions,
+) -> Result<LoadedBackbones, LoadError> {
+    let path = &directory.backbone;
+    let failed = |source: OnnxError| LoadError::Backbone { path: path.clone(), source };
+    let from_classifier: Vec<&String> = directory
+        .heads
+        .iter()
+        .filter(|(_, head)| head.origin == HeadOrigin::Classifier)
+        .map(|(name, _)| name)
+        .collect();
+    let heads_dim = files.values().next().map(|file| file.parsed.head.feature_dim());
+
+    let mut first = onnx::Backbone::load_file(path, &options.session).map_err(failed)?;
+    let fits = heads_dim.is_none_or(|dim| dim == first.feature_dim());
+    let mut cut = None;
+    if !from_classifier.is_empty() || !fits {
+        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+        let made = cut_classifier(&bytes, path.parent()).map_err(|source| LoadError::Cut {
+            path: path.clone(),
+            feature_dim: heads_dim.unwrap_or_default(),
+            found_dim: first.feature_dim(),
+            source: Box::new(source),
+        })?;
+        first = onnx::Backbone::load(&made.backbone, path.parent(), &options.session).map_err(failed)?;
+        for name in from_classifier {
+            let bytes = classifier_head_file(&made, directory.train_counts.as_deref());
+            let parsed =
+                HeadFile::parse(&bytes).map_err(|source| LoadError::HeadFile { path: path.clone(), source })?;
+            files.insert(name.clone(), DeclaredFile { bytes, parsed });
+        }
+        cut = Some(made);
+    }
+    let (feature_dim, provider) = (first.feature_dim(), first.provider());
+    let mut sessions = vec![first];
+    while sessions.len() < options.n_sessions.max(1) {
+        let session = match &cut {
+            None => onnx::Backbone::load_file(path, &options.session),
+            Some(cut) => onnx::Backbone::load(&cut.backbone, path.parent(), &options.session),
+        };
+        sessions.push(session.map_err(failed)?);
+    }
+    Ok(LoadedBackbones { sessions, feature_dim, provider })
+}
+
+/// The head file of a classifier's last layer: the same layer gives the same bytes.
+pub(crate) fn classifier_head_file(cut: &CutClassifier, train_counts: Option<&[u64]>) -> Vec<u8> {
+    let metadata = [
+        ("format", FORMAT.to_owned()),
+        ("kind", HeadKind::Joint.to_string()),
+        ("classes", cut.num_classes.to_string()),
+        ("feature_dim", cut.feature_dim.to_string()),
+        ("transform", "none".to_owned()),
+        ("train_prior", "joint".to_owned()),
+        ("method", "last layer of a classifier".to_owned()),
+    ];
+    let counts: Option<Vec<i64>> =
+        train_counts.map(|counts| counts.iter().map(|&count| i64::try_from(count).unwrap_or(i64::MAX)).collect());
+    let mut tensors = BTreeMap::new();
+    tensors.insert("weight".to_owned(), TensorView::F32(&cut.weight, vec![cut.num_classes, cut.feature_dim]));
+    if let Some(bias) = &cut.bias {
+        tensors.insert("bias".to_owned(), TensorView::F32(bias, vec![cut.num_classes]));
+    }
+    if let Some(counts) = &counts {
+        tensors.insert("train_counts".to_owned(), TensorView::I64(counts, vec![counts.len()]));
+    }
+    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let mut bytes = Vec::new();
+    // Writing to a vector does not fail.
+    let _ = write_safetensors(&mut bytes, &metadata, &tensors);
+    bytes
+}
+
+/// Runs every session once at each batch size, and hands them on.
+pub(super) fn warm_up(
+    directory: &ModelDirectory,
+    backbones: LoadedBackbones,
+    preprocessor: &Preprocessor,
+    options: &LoadOptions,
+) -> Result<Vec<Box<dyn Backbone>>, LoadError> {
+    let given = preprocessor.output_size();
+    let mut sessions: Vec<Box<dyn Backbone>> = Vec::with_capacity(backbones.sessions.len());
+    for mut session in backbones.sessions {
+        if let (Some((height, width)), (Some(expected_height), Some(expected_width))) = (given, session.input_size())
+            && (height, width) != (expected_height, expected_width)
+        {
+            return Err(LoadError::ImageSize { height, width, expected_height, expected_width });
+        }
+        let size = match (given, session.input_size()) {
+            (Some(size), _) => Some(size),
+            (None, (Some(height), Some(width))) => Some((height, width)),
+            (None, _) => None,
+        };
+        if let Some((height, width)) = size {
+            session
+                .warm_up(&[1, options.limits.max_batch_size], height, width)
+                .map_err(|source| LoadError::Backbone { path: directory.backbone.clone(), source })?;
+        }
+        sessions.push(Box::new(session));
+    }
+    Ok(sessions)
+}

@@ -1,0 +1,214 @@
+//! From the first connection to the last: loading, deadlines, callers that hang up, backbones that fail, shutting down.
+
+use serde_json::json;
+
+use super::feature_rows;
+use crate::app::{Fault, Setup, StandIn, TestApp, guard, image, pooled_client, send, try_send};
+
+const CLASSIFY: &str = "/v1/models/icons30/classify";
+const DEPTH: &str = "equipoise_queue_depth{model=\"icons30\"}";
+
+/// Starts a request on a task of its own.
+fn start(app: &TestApp, timeout_ms: Option<u64>) -> tokio::task::JoinHandle<crate::app::Answer> {
+    let mut request = app.post(CLASSIFY).body(image("key", 0));
+    if let Some(timeout) = timeout_ms {
+        request = request.header("x-request-timeout-ms", timeout);
+    }
+    tokio::spawn(send(request))
+}
+
+#[tokio::test]
+async fn while_loading_the_server_lives_and_is_not_ready() {
+    let app = Setup::new().listen();
+    app.get("/livez").await.expect(200);
+    let ready = app.get("/readyz").await.expect(503);
+    assert_eq!((ready.json(), ready.header("retry-after")), (json!({ "status": "loading" }), Some("1")));
+    app.classify("", image("key", 0)).await.problem(503, "loading");
+    send(app.post("/v1/classify").body(image("key", 0))).await.problem(503, "loading");
+    send(app.post("/v1/models/none/features").body(image("key", 0))).await.problem(503, "loading");
+    app.get("/v1/models").await.problem(503, "loading");
+    send(app.admin("GET", "heads")).await.problem(503, "loading");
+    app.patch("tau", json!({ "tau": 0.5 })).await.problem(503, "loading");
+    app.get("/openapi.json").await.expect(200);
+    let samples = app.metrics().await;
+    assert_eq!(samples.get("equipoise_ready"), 0.0);
+    assert_eq!(samples.get("equipoise_rejected_total{reason=\"loading\"}"), 6.0);
+
+    app.server.load().unwrap();
+    assert_eq!(app.get("/readyz").await.expect(200).json(), json!({ "status": "ready" }));
+    assert_eq!(app.metrics().await.get("equipoise_ready"), 1.0);
+    app.classify("", image("key", 0)).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_finished_on_shutdown() {
+    let stand_in = StandIn::new();
+    let mut app = Setup::new().start_with(&stand_in);
+    stand_in.hold();
+    let in_flight = start(&app, None);
+    stand_in.begun(1).await;
+    app.begin_shutdown();
+    // Until the listener is gone.
+    let refused = async { while try_send(app.request("GET", "/livez")).await.is_ok() {} };
+    guard("the listener's end", refused).await;
+    stand_in.release();
+    guard("the answer", in_flight).await.unwrap().expect(200);
+    app.shutdown();
+}
+
+#[tokio::test]
+async fn during_the_shutdown_delay_the_server_is_not_ready_and_still_answers() {
+    let delay = std::time::Duration::from_secs(3);
+    let mut app = Setup::new().config(move |config| config.shutdown_delay = delay).start();
+    app.begin_shutdown();
+    let draining = async { while app.get("/readyz").await.status != 503 {} };
+    guard("draining", draining).await;
+    let ready = app.get("/readyz").await.expect(503);
+    assert_eq!((ready.json(), ready.header("retry-after")), (json!({ "status": "draining" }), Some("1")));
+    app.get("/livez").await.expect(200);
+    app.classify("", image("key", 0)).await.expect(200);
+    assert_eq!(app.metrics().await.get("equipoise_ready"), 0.0);
+    app.shutdown();
+}
+
+#[tokio::test]
+async fn a_connection_that_idles_does_not_keep_the_server_from_ending() {
+    let app = Setup::new().config(|config| config.shutdown_timeout = std::time::Duration::from_secs(3600)).start();
+    let client = pooled_client();
+    client.get(format!("{}/livez", app.url)).send().await.unwrap().bytes().await.unwrap();
+    let end = tokio::task::spawn_blocking(move || app.shutdown());
+    guard("the end of the server", end).await.unwrap();
+    drop(client);
+}
+
+#[tokio::test]
+async fn the_shutdown_timeout_ends_the_server_with_a_request_in_flight() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().config(|config| config.shutdown_timeout = std::time::Duration::ZERO).start_with(&stand_in);
+    stand_in.hold();
+    let in_flight = tokio::spawn(try_send(app.post(CLASSIFY).body(image("key", 0))));
+    stand_in.begun(1).await;
+    let end = tokio::task::spawn_blocking(move || app.shutdown());
+    guard("the end of the server", end).await.unwrap();
+    assert!(in_flight.await.unwrap().is_err());
+    stand_in.release();
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_is_504_and_what_waited_is_skipped() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().config(|config| config.queue_capacity = 2).start_with(&stand_in);
+    stand_in.hold();
+    let patient = start(&app, None);
+    stand_in.begun(1).await;
+    let answer = start(&app, Some(50)).await.unwrap();
+    answer.problem(504, "deadline_exceeded");
+    let late = start(&app, Some(50)).await.unwrap();
+    late.problem(504, "deadline_exceeded");
+    // The images of the two are still there until a worker comes by: the queue says so, and refuses.
+    app.classify("", image("key", 0)).await.problem(503, "overloaded");
+    stand_in.release();
+    patient.await.unwrap().expect(200);
+    app.until("an empty queue", |samples| samples.get(DEPTH) == 0.0).await;
+    app.classify("", image("key", 0)).await.expect(200);
+    assert_eq!(stand_in.runs(), [1, 1]);
+    assert_eq!(app.metrics().await.get("equipoise_rejected_total{reason=\"deadline_exceeded\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_within_the_backbone_is_504() {
+    let stand_in = StandIn::new();
+    let app = Setup::new()
+        .config(|config| config.max_request_time = std::time::Duration::from_millis(300))
+        .start_with(&stand_in);
+    stand_in.hold();
+    // It asks for more than the server gives.
+    let answer = start(&app, Some(1_000_000)).await.unwrap();
+    answer.problem(504, "deadline_exceeded");
+    stand_in.release();
+    app.classify("", image("key", 0)).await.expect(200);
+}
+
+#[tokio::test]
+async fn images_of_a_caller_that_hung_up_are_skipped() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().start_with(&stand_in);
+    stand_in.hold();
+    let patient = start(&app, None);
+    stand_in.begun(1).await;
+    let gone: Vec<_> = (0..3).map(|_| start(&app, None)).collect();
+    app.until("three in the queue", |samples| samples.get(DEPTH) == 3.0).await;
+    for request in &gone {
+        request.abort();
+    }
+    // The patient one and the one that asks.
+    app.until("the server has noticed", |samples| samples.get("equipoise_requests_in_flight") == 2.0).await;
+    stand_in.release();
+    patient.await.unwrap().expect(200);
+    app.classify("", image("key", 0)).await.expect(200);
+    assert_eq!(stand_in.runs(), [1, 1]);
+    assert_eq!(app.metrics().await.get(DEPTH), 0.0);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_503_at_once_and_free_again_when_a_worker_takes_a_batch() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().config(|config| config.queue_capacity = 3).start_with(&stand_in);
+    stand_in.hold();
+    let mut waiting = vec![start(&app, None)];
+    stand_in.begun(1).await;
+    waiting.extend((0..3).map(|_| start(&app, None)));
+    app.until("a full queue", |samples| samples.get(DEPTH) == 3.0).await;
+    assert_eq!(app.metrics().await.get("equipoise_queue_capacity{model=\"icons30\"}"), 3.0);
+    app.classify("", image("key", 0)).await.problem(503, "overloaded");
+    app.classify_features("", &feature_rows(1)).await.problem(503, "overloaded");
+    stand_in.release();
+    for answer in waiting {
+        answer.await.unwrap().expect(200);
+    }
+    assert_eq!(stand_in.runs().iter().sum::<usize>(), 4);
+    app.classify_features("", &feature_rows(3)).await.expect(200);
+    app.until("an empty queue", |samples| samples.get(DEPTH) == 0.0).await;
+    assert_eq!(app.metrics().await.get("equipoise_rejected_total{reason=\"overloaded\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn a_backbone_that_fails_or_panics_is_500_without_the_cause_and_the_next_request_works() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().start_with(&stand_in);
+    for (fault, code) in [(Fault::Fail, "model_failed"), (Fault::Panic, "worker_lost"), (Fault::Fail, "model_failed")] {
+        stand_in.in_run(stand_in.runs().len() + 1, fault);
+        let answer = app.classify("", image("key", 0)).await;
+        answer.problem(500, code);
+        for word in ["finite", "panic", "test", "src/", ".rs"] {
+            assert!(!answer.text().contains(word), "{}", answer.text());
+        }
+        assert_eq!(app.classify("", image("key", 0)).await.predictions(0)[0]["label"], "key");
+    }
+    app.until("an empty queue", |samples| samples.get(DEPTH) == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_panics_answers_every_request_of_it() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().start_with(&stand_in);
+    stand_in.hold();
+    let first = start(&app, None);
+    stand_in.begun(1).await;
+    let batch: Vec<_> = (0..3).map(|_| start(&app, None)).collect();
+    app.until("three in the queue", |samples| samples.get(DEPTH) == 3.0).await;
+    stand_in.in_run(2, Fault::Panic);
+    stand_in.release();
+    first.await.unwrap().expect(200);
+    let mut failed = 0;
+    for answer in batch {
+        let answer = answer.await.unwrap();
+        if answer.status != 200 {
+            answer.problem(500, "worker_lost");
+            failed += 1;
+        }
+    }
+    // How many are in it depends on how many were decoded when the worker came by.
+    assert_eq!(failed, stand_in.runs()[1]);
+    assert_eq!(stand_in.runs().iter().sum::<usize>(), 4);
+}

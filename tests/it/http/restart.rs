@@ -1,0 +1,180 @@
+//! What survives a restart, what a changed model directory does, and what a damaged state directory says.
+
+use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+
+use serde_json::json;
+
+use super::{feature_rows, head_file};
+use crate::app::{Setup, TOKEN, TestApp, copy_of_icons30, send};
+
+async fn heads(app: &TestApp) -> serde_json::Value {
+    send(app.admin("GET", "heads")).await.expect(200).json()
+}
+
+#[tokio::test]
+async fn settings_heads_the_default_and_deletions_survive_a_restart() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.patch("tau", json!({ "tau": 1.25, "bias": "scale", "temperature": 2.5 })).await.expect(200);
+    app.put_head("mine", head_file(1, Some(&[5; 30]))).await.expect(201);
+    app.put_head("mine", head_file(2, None)).await.expect(201);
+    app.derive_head("soft", json!({ "kind": "tau_norm", "base": "mine@2", "tau": 0.3 })).await.expect(201);
+    app.put_head("gone", head_file(3, None)).await.expect(201);
+    app.delete_head("gone").await.expect(204);
+    app.delete_head("ncm").await.expect(204);
+    app.activate(json!({ "head": "mine", "version": 1 })).await.expect(200);
+    let (before, answer) = (heads(&app).await, app.classify_features("?head=tau,mine,soft", &feature_rows(2)).await);
+    app.shutdown();
+    for _ in 0..2 {
+        let app = setup.start();
+        assert_eq!(heads(&app).await, before);
+        let again = app.classify_features("?head=tau,mine,soft", &feature_rows(2)).await;
+        assert_eq!(again.json()["images"], answer.json()["images"]);
+        assert_eq!(app.classify_features("", &feature_rows(1)).await.results(0)[0]["head"], "mine");
+        app.classify_features("?head=ncm", &feature_rows(1)).await.problem(404, "head_not_found");
+        app.shutdown();
+    }
+    let app = setup.start();
+    assert_eq!(app.put_head("gone", head_file(3, None)).await.expect(201).json()["version"], 2);
+    assert_eq!(app.put_head("ncm", head_file(4, None)).await.expect(201).json()["version"], 2);
+}
+
+#[tokio::test]
+async fn a_changed_model_directory_gives_new_versions_and_leaves_the_old_ones() {
+    let copy = copy_of_icons30();
+    let setup = Setup::new().models(&[copy.path()]);
+    let app = setup.start();
+    app.patch("tau", json!({ "tau": 0.11 })).await.expect(200);
+    app.delete_head("lws").await.expect(204);
+    let old = app.classify_features("?head=joint,tau", &feature_rows(1)).await.json()["images"].clone();
+    app.shutdown();
+
+    std::fs::write(copy.path().join("heads/joint.safetensors"), head_file(9, None)).unwrap();
+    let toml = std::fs::read_to_string(copy.path().join("model.toml")).unwrap();
+    std::fs::write(copy.path().join("model.toml"), toml + "[heads.more]\nkind = \"tau_norm\"\nbase = \"crt\"\n")
+        .unwrap();
+    for _ in 0..2 {
+        let app = setup.start();
+        let list = heads(&app).await;
+        let versions = |head: &str| {
+            let head = list["heads"].as_array().unwrap().iter().find(|view| view["head"] == head);
+            head.map_or(0, |head| head["versions"].as_array().unwrap().len())
+        };
+        // The head derived from the changed one changes with it; a deleted one that did not change stays deleted.
+        assert_eq!(["joint", "tau", "more", "crt", "lws"].map(versions), [2, 2, 1, 1, 0]);
+        assert_eq!(list["default"], json!({ "head": "joint", "version": 2 }));
+        let first = app.classify_features("?head=joint@1,tau@1", &feature_rows(1)).await;
+        assert_eq!(first.json()["images"], old);
+        let second = app.classify_features("?head=tau", &feature_rows(1)).await.results(0)[0].clone();
+        assert_eq!((&second["version"], &second["tau"]), (&json!(2), &json!(0.6)));
+        app.shutdown();
+    }
+}
+
+/// The only file of a folder of the state directory whose content is `bytes`, or the newest by name.
+fn file_of(setup: &Setup, folder: &str, content: Option<&[u8]>) -> PathBuf {
+    let folder = setup.state.path().join("models/icons30").join(folder);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.retain(|path| content.is_none_or(|content| std::fs::read(path).unwrap() == content));
+    files.pop().unwrap()
+}
+
+#[track_caller]
+fn load_error(setup: &Setup) -> String {
+    setup.server().unwrap().load().unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_damaged_head_file_or_manifest_is_named_and_nothing_is_served() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    app.shutdown();
+    let blob = file_of(&setup, "blobs", Some(&head_file(1, None)));
+    let manifest = file_of(&setup, "generations", None);
+    for path in [blob, manifest] {
+        let good = std::fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        flipped[good.len() / 2] ^= 0x55;
+        for bad in [&good[..good.len() / 2], &[], &flipped] {
+            std::fs::write(&path, bad).unwrap();
+            let error = load_error(&setup);
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        if path.extension().is_none() {
+            assert!(load_error(&setup).contains(path.to_str().unwrap()));
+        }
+        std::fs::write(&path, good).unwrap();
+    }
+    setup.start().shutdown();
+}
+
+#[tokio::test]
+async fn publishing_the_same_head_again_mends_its_damaged_file() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    std::fs::write(file_of(&setup, "blobs", Some(&head_file(1, None))), b"damaged").unwrap();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    app.shutdown();
+    setup.start().shutdown();
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_down_is_500_and_changes_nothing() {
+    let setup = Setup::new();
+    let app = setup.start();
+    let before = heads(&app).await;
+    // A folder where the next manifest is to be: also root cannot write there.
+    let next = file_of(&setup, "generations", None);
+    let number: u64 = next.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let in_the_way = next.with_file_name(format!("{:011}.json", number + 1));
+    std::fs::create_dir(&in_the_way).unwrap();
+    let answer = app.patch("tau", json!({ "tau": 0.1 })).await;
+    let detail = answer.problem(500, "state_not_written");
+    assert!(!detail.contains("generations"), "{detail}");
+    app.activate(json!({ "head": "crt" })).await.problem(500, "state_not_written");
+    assert_eq!(heads(&app).await, before);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    app.patch("tau", json!({ "tau": 0.1 })).await.expect(200);
+}
+
+#[tokio::test]
+async fn the_token_that_the_server_makes_is_its_owners_alone_and_kept() {
+    let setup = Setup::new().own_token();
+    let file = setup.state.path().join("admin-token");
+    let app = setup.start();
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(token.trim().len() >= 32);
+    let path = "/admin/v1/models/icons30/heads";
+    send(app.request("GET", path).bearer_auth(token.trim())).await.expect(200);
+    send(app.request("GET", path).bearer_auth(TOKEN)).await.problem(403, "forbidden");
+    app.shutdown();
+    let app = setup.start();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), token);
+    send(app.request("GET", path).bearer_auth(token.trim())).await.expect(200);
+    app.shutdown();
+    let other = Setup::new().own_token();
+    other.server().unwrap();
+    assert_ne!(std::fs::read_to_string(other.state.path().join("admin-token")).unwrap(), token);
+}
+
+#[tokio::test]
+async fn a_state_directory_has_one_server() {
+    let setup = Setup::new();
+    let app = setup.start();
+    let error = setup.server().err().unwrap().to_string();
+    assert!(error.contains(setup.state.path().to_str().unwrap()) && error.contains("in use"), "{error}");
+    app.shutdown();
+    setup.start().shutdown();
+}
+
+#[tokio::test]
+async fn two_models_of_one_name_are_refused() {
+    let copy = copy_of_icons30();
+    let setup = Setup::new().models(&[&crate::app::icons30(), copy.path()]);
+    assert!(load_error(&setup).contains("icons30"));
+}

@@ -1,0 +1,84 @@
+//! Settings that change while thousands of requests are under way.
+
+use serde_json::{Value, json};
+
+use super::feature_rows;
+use crate::app::{Setup, TOKEN, image, pooled_client};
+
+const TAUS: [f64; 2] = [0.2, 1.4];
+
+#[tokio::test]
+async fn a_change_of_tau_under_load_fails_nobody_and_every_answer_is_of_one_setting() {
+    // One row a batch sums in one order: equal answers are equal in every digit.
+    let app = Setup::new().config(|config| config.max_batch_size = Some(1)).start();
+    let rows = feature_rows(1);
+    let mut expected = Vec::new();
+    for tau in TAUS {
+        let results = app.classify_features(&format!("?head=tau&tau={tau}&top_k=30"), &rows).await.results(0);
+        expected.push(results[0].clone());
+    }
+    assert_ne!(expected[0]["predictions"], expected[1]["predictions"]);
+    app.patch("tau", json!({ "tau": TAUS[0] })).await.expect(200);
+
+    let client = pooled_client();
+    let url = format!("{}/v1/models/icons30/classify?head=tau&top_k=30", app.url);
+    let body = serde_json::to_vec(&json!({ "features": rows })).unwrap();
+    let ask = async |client: &reqwest::Client| -> Value {
+        let request = client.post(&url).header("content-type", "application/json").body(body.clone());
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let answer: Value = answer.json().await.unwrap();
+        answer["images"][0]["results"][0].clone()
+    };
+    let readers = (0..16).map(|_| async {
+        let mut seen = [0_usize; 2];
+        for _ in 0..200 {
+            let result = ask(&client).await;
+            let which = expected.iter().position(|expected| *expected == result);
+            seen[which.unwrap_or_else(|| panic!("of neither setting: {result}"))] += 1;
+        }
+        seen
+    });
+    let writer = async {
+        for change in 1..=60 {
+            let wanted = change % 2;
+            let patch = client.patch(format!("{}/admin/v1/models/icons30/heads/tau", app.url)).bearer_auth(TOKEN);
+            assert_eq!(patch.json(&json!({ "tau": TAUS[wanted] })).send().await.unwrap().status(), 200);
+            // Whoever starts after the answer sees the change.
+            assert_eq!(ask(&client).await, expected[wanted], "after change {change}");
+        }
+    };
+    let (seen, ()) = futures_util::future::join(futures_util::future::join_all(readers), writer).await;
+    let total = seen.iter().fold([0, 0], |sum, seen| [sum[0] + seen[0], sum[1] + seen[1]]);
+    assert_eq!(total[0] + total[1], 3200);
+    assert!(total[0] > 0 && total[1] > 0, "{total:?}");
+}
+
+#[tokio::test]
+async fn heads_that_are_published_and_deleted_under_load_fail_nobody_who_asks_for_another() {
+    let app = Setup::new().start();
+    let client = pooled_client();
+    let file = image("umbrella", 4);
+    let labels = |answer: &Value| -> Vec<Value> {
+        let results = answer["images"][0]["results"].as_array().unwrap();
+        results.iter().map(|result| result["predictions"][0]["label"].clone()).collect()
+    };
+    let expected = labels(&app.classify("?head=crt,tau", file.clone()).await.expect(200).json());
+    let url = format!("{}/v1/models/icons30/classify?head=crt,tau", app.url);
+    let readers = (0..4).map(|_| async {
+        for _ in 0..50 {
+            let answer = client.post(&url).body(file.clone()).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            let answer: Value = answer.json().await.unwrap();
+            assert_eq!(labels(&answer), expected);
+        }
+    });
+    let writer = async {
+        for round in 0..10 {
+            app.put_head("passing", super::head_file(round, None)).await.expect(201);
+            app.classify_features("?head=passing", &feature_rows(1)).await.expect(200);
+            app.delete_head("passing").await.expect(204);
+        }
+    };
+    futures_util::future::join(futures_util::future::join_all(readers), writer).await;
+}

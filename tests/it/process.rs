@@ -1,0 +1,177 @@
+//! The program itself, as a process of its own.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread::JoinHandle,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::app::{Answer, Samples, guard, icons30, image, pooled_client, try_send};
+
+/// A running `equipoise serve`.
+struct Process {
+    child: Child,
+    url: String,
+    state: TempDir,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+    client: reqwest::Client,
+}
+
+impl Process {
+    /// Starts it, and waits until it is ready.
+    async fn serve(flags: &[&str], log: &str) -> Self {
+        let state = TempDir::new().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
+            command.env_remove(name);
+        }
+        command.arg("serve").arg(icons30()).args(["--listen", "127.0.0.1:0", "--device", "cpu"]);
+        command.arg("--state-dir").arg(state.path()).args(["--log", log]).args(flags);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (send_url, url) = mpsc::channel();
+        let log = Arc::new(Mutex::new(String::new()));
+        let reader = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                let mut stderr = BufReader::new(stderr);
+                let mut line = String::new();
+                while stderr.read_line(&mut line).is_ok_and(|n| n > 0) {
+                    if let Some((_, rest)) = line.split_once("listening on ") {
+                        // Nobody listens to a second one.
+                        let _ = send_url.send(rest.split_whitespace().next().unwrap().to_owned());
+                    }
+                    log.lock().unwrap().push_str(&line);
+                    line.clear();
+                }
+            }
+        });
+        let url = url.recv().unwrap();
+        let process = Self { child, url, state, log, reader: Some(reader), client: pooled_client() };
+        guard("ready", async { while process.get("/readyz").await.status != 200 {} }).await;
+        process
+    }
+
+    fn post(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.post(format!("{}{path}", self.url))
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        try_send(self.client.get(format!("{}{path}", self.url))).await.unwrap()
+    }
+
+    /// Resident memory in bytes.
+    #[cfg(target_os = "linux")]
+    fn resident(&self) -> u64 {
+        let mut statm = String::new();
+        std::fs::File::open(format!("/proc/{}/statm", self.child.id())).unwrap().read_to_string(&mut statm).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    /// Ends it by SIGTERM; says whether it ended well, and its log.
+    async fn terminate(mut self) -> (bool, String) {
+        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        let end = tokio::task::spawn_blocking(move || {
+            let status = self.child.wait().unwrap();
+            self.reader.take().unwrap().join().unwrap();
+            let log = self.log.lock().unwrap().clone();
+            (status.success(), log)
+        });
+        guard("the end of the process", end).await.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already where all went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_token_never_appears_in_the_log() {
+    let process = Process::serve(&[], "trace").await;
+    let token = std::fs::read_to_string(process.state.path().join("admin-token")).unwrap().trim().to_owned();
+    let heads = "/admin/v1/models/icons30/heads";
+    let wrong = "wrong-0123456789";
+    for (authorization, status) in
+        [(format!("Bearer {token}"), 200), (format!("Token {token}"), 401), (format!("Bearer {wrong}"), 403)]
+    {
+        let request = process.client.get(format!("{}{heads}", process.url)).header("authorization", authorization);
+        try_send(request).await.unwrap().expect(status);
+    }
+    let patch = process.client.patch(format!("{}{heads}/tau", process.url)).bearer_auth(&token);
+    try_send(patch.json(&json!({ "tau": 0.5 }))).await.unwrap().expect(200);
+    try_send(process.post("/v1/classify").body(image("key", 0))).await.unwrap().expect(200);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    assert!(log.contains("changed the settings of head `tau`") && log.contains("stopped"), "{log}");
+    assert!(!log.contains(&token) && !log.contains(wrong));
+}
+
+#[tokio::test]
+async fn overload_answers_everybody_and_takes_no_memory() {
+    const REQUESTS: usize = 10_200;
+    const CONCURRENCY: usize = 64;
+    /// Resident memory may grow by this from the first third of the run to its end: what an allocator keeps, and no leak.
+    /// A leak of one decoded image a request would be 40 MB.
+    const MAX_GROWTH_BYTES: u64 = 16 << 20;
+
+    let process = Process::serve(&["--queue-capacity", "32"], "info").await;
+    let files: Vec<Vec<u8>> = ["key", "star", "moon", "bell"].map(|label| image(label, 0)).to_vec();
+    let third = async || {
+        let callers = (0..CONCURRENCY).map(|caller| {
+            let (process, files) = (&process, &files);
+            async move {
+                let mut counts = [0_usize; 2];
+                let n = REQUESTS / 3 / CONCURRENCY + usize::from(caller < REQUESTS / 3 % CONCURRENCY);
+                for request in 0..n {
+                    let body = files[(caller + request) % files.len()].clone();
+                    let answer = try_send(process.post("/v1/classify?head=joint,tau").body(body)).await.unwrap();
+                    match answer.status {
+                        200 => {
+                            let answer: Value = answer.json();
+                            assert_eq!(answer["images"][0]["results"].as_array().unwrap().len(), 2);
+                            counts[0] += 1;
+                        }
+                        _ => {
+                            answer.problem(503, "overloaded");
+                            counts[1] += 1;
+                        }
+                    }
+                }
+                counts
+            }
+        });
+        let counts = futures_util::future::join_all(callers).await;
+        counts.into_iter().fold([0, 0], |sum, counts| [sum[0] + counts[0], sum[1] + counts[1]])
+    };
+    let mut resident = Vec::new();
+    let mut total = [0, 0];
+    for _ in 0..3 {
+        let counts = third().await;
+        total = [total[0] + counts[0], total[1] + counts[1]];
+        #[cfg(target_os = "linux")]
+        resident.push(process.resident());
+    }
+    assert_eq!(total[0] + total[1], REQUESTS);
+    assert!(total[0] > 0 && total[1] > 0, "{total:?}");
+    if let (Some(first), Some(last)) = (resident.first(), resident.last()) {
+        assert!(last.saturating_sub(*first) <= MAX_GROWTH_BYTES, "{resident:?}");
+    }
+    let samples = Samples(process.get("/metrics").await.expect(200).text());
+    assert_eq!(samples.get("equipoise_queue_depth{model=\"icons30\"}"), 0.0);
+    assert_eq!(samples.get("equipoise_requests_in_flight"), 1.0);
+    assert_eq!(samples.get("equipoise_rejected_total{reason=\"overloaded\"}"), total[1] as f64);
+    assert_eq!(samples.get("equipoise_requests_total{route=\"/v1/classify\",status=\"200\"}"), total[0] as f64);
+    assert_eq!(samples.get("equipoise_batch_size_sum{model=\"icons30\"}"), total[0] as f64);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+}
