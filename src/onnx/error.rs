@@ -27,6 +27,12 @@ pub enum OnnxError {
     /// The bytes are an ONNX message without a graph: an empty file, for one.
     #[error("the file is not an ONNX model: it has no graph")]
     NoGraph,
+    /// A call that does not fit the function called.
+    #[error("the model calls its function `{function}` with more inputs or outputs than it has")]
+    Call {
+        /// The function's name.
+        function: String,
+    },
     /// Weights in another file, in a place that is not read from.
     #[error("tensor `{tensor}` keeps its values in the file `{location}`: {reason}")]
     ExternalData {

@@ -1,7 +1,7 @@
 //! The head's matrix product: features in, raw scores out.
 
 use ort::session::{Session, SessionOutputs};
-use ort::value::TensorRef;
+use ort::value::{Tensor, TensorRef};
 
 use super::build::{SharedWeight, build_session};
 use super::device::{DeviceChoice, Provider, SessionOptions, providers_to_try};
@@ -127,12 +127,7 @@ impl Scorer {
             });
         }
         match (features.rows(), self.provider) {
-            (Rows::Device(tensor), Provider::Cuda { .. }) => {
-                let (num_classes, squared_norm) = (self.num_classes, self.squared_norm);
-                let outputs = self.session.run(ort::inputs![FEATURES => tensor]);
-                let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
-                collect(&outputs, n, num_classes, squared_norm)
-            }
+            (Rows::Device(tensor), Provider::Cuda { .. }) => self.run_tensor(tensor, n),
             (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n),
             (Rows::Host(rows), _) => self.run_host(rows, n),
         }
@@ -141,7 +136,13 @@ impl Scorer {
     fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
         let features = TensorRef::from_array_view(([n, self.feature_dim], rows)).map_err(run_error)?;
-        let outputs = self.session.run(ort::inputs![FEATURES => features]).map_err(run_error)?;
+        self.run_tensor(&features, n)
+    }
+
+    /// Runs on a tensor where it is, host or device; the scores come to the host.
+    pub(super) fn run_tensor(&mut self, features: &Tensor<f32>, n: usize) -> Result<Scores, OnnxError> {
+        let outputs = self.session.run(ort::inputs![FEATURES => features]);
+        let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
         collect(&outputs, n, self.num_classes, self.squared_norm)
     }
 }

@@ -76,6 +76,7 @@ fn a_file_that_is_no_backbone_is_refused_with_what_it_has() {
     check_refused("backbone_sequence.onnx", &["`seq` (not a dense tensor"]);
     check_refused("backbone_external.onnx", &["`conv.weight`", "`weights.bin`", "without a folder"]);
     check_refused("backbone_negative.onnx", &["`features`", "no sensible shape"]);
+    check_refused("backbone_bad_call.onnx", &["`Twice`", "more inputs or outputs"]);
     check_refused("every_field.onnx", &[]);
     check_refused("absurd_dims.onnx", &[]);
     check_refused("circle.onnx", &[]);
