@@ -117,7 +117,7 @@ pub struct ServeOptions {
     // Not a flag, so that it does not show in the list of processes.
     #[arg(skip)]
     #[serde(skip)]
-    admin_token: Option<String>,
+    pub(crate) admin_token: Option<String>,
 }
 
 /// How the log is written.

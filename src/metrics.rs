@@ -9,7 +9,7 @@ use prometheus::{
     TextEncoder, core::Collector,
 };
 
-use crate::dataset::Shot;
+use crate::{dataset::Shot, preprocess::ImageError};
 
 /// From 50 microseconds to 10 seconds: a small head takes 20 microseconds, a request that waits behind a full queue seconds.
 const SECONDS: [f64; 17] =
@@ -137,6 +137,13 @@ impl Metrics {
             IntGaugeVec::new(Opts::new("equipoise_build_info", "1 for the running version"), &["version"]),
         );
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        // Series that exist at zero: a rate over one that appears with its first event would miss it.
+        for reason in ImageError::REASONS {
+            metrics.image_errors.with_label_values(&[reason]);
+        }
+        for reason in ["overloaded", "deadline_exceeded"] {
+            metrics.rejected.with_label_values(&[reason]);
+        }
         #[cfg(target_os = "linux")]
         if let Err(error) =
             metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))

@@ -28,12 +28,9 @@ impl ScorerPool {
     /// # Errors
     /// Those of ONNX Runtime.
     pub fn build(weights: Arc<Weights>, options: &SessionOptions, n_workers: usize) -> Result<Self, OnnxError> {
-        let mut pool = Self { weights, options: options.clone(), boxes: Vec::with_capacity(n_workers) };
-        for _ in 0..n_workers {
-            let scorer = pool.build_one()?;
-            pool.boxes.push(Mutex::new(Some(scorer)));
-        }
-        Ok(pool)
+        let scorers = Scorer::build_several(&spec_of(&weights), options, n_workers)?;
+        let boxes = scorers.into_iter().map(|scorer| Mutex::new(Some(scorer))).collect();
+        Ok(Self { weights, options: options.clone(), boxes })
     }
 
     /// The weights.
@@ -41,30 +38,29 @@ impl ScorerPool {
         &self.weights
     }
 
-    fn build_one(&self) -> Result<Scorer, OnnxError> {
-        let matrix = self.weights.matrix();
-        let spec = ScorerSpec {
-            // Weights are in row-major order by construction.
-            weight: matrix.as_slice().unwrap_or_default(),
-            num_classes: self.weights.num_classes(),
-            feature_dim: self.weights.feature_dim(),
-            transform: match self.weights.feature_map() {
-                FeatureMap::Identity => Transform::Identity,
-                FeatureMap::L2Normalize => Transform::L2Normalize,
-                FeatureMap::CenterL2Normalize { mean } => {
-                    Transform::CenterL2Normalize { mean: mean.as_slice().unwrap_or_default() }
-                }
-            },
-            squared_norm: self.weights.squared_norm(),
-        };
-        Scorer::build(&spec, &self.options)
-    }
-
     /// What waits in the worker's box, or a session made now if the worker lost the one that was there.
     fn take(&self, worker: usize) -> Result<Scorer, OnnxError> {
         let waiting =
             self.boxes.get(worker).and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
-        waiting.map_or_else(|| self.build_one(), Ok)
+        waiting.map_or_else(|| Scorer::build(&spec_of(&self.weights), &self.options), Ok)
+    }
+}
+
+fn spec_of(weights: &Weights) -> ScorerSpec<'_> {
+    let matrix = weights.matrix();
+    ScorerSpec {
+        // In row-major order by construction.
+        weight: matrix.to_slice().unwrap_or_default(),
+        num_classes: weights.num_classes(),
+        feature_dim: weights.feature_dim(),
+        transform: match weights.feature_map() {
+            FeatureMap::Identity => Transform::Identity,
+            FeatureMap::L2Normalize => Transform::L2Normalize,
+            FeatureMap::CenterL2Normalize { mean } => {
+                Transform::CenterL2Normalize { mean: mean.as_slice().unwrap_or_default() }
+            }
+        },
+        squared_norm: weights.squared_norm(),
     }
 }
 

@@ -1,6 +1,25 @@
 //! The command line: one file a subcommand.
+//!
+//! ```text
+//! serve      classify   extract   import   inspect
+//! model      loads a model without a server, through the same line that the server uses
+//! images     runs files through it, some at a time, in order
+//! failure    one line on standard error
+//! whole_file, progress, text
+//! ```
 
+mod classify;
+mod extract;
+mod failure;
+mod images;
+mod import;
+mod inspect;
+mod labelled_files;
+mod model;
+mod progress;
 mod serve;
+mod text;
+mod whole_file;
 
 use std::process::ExitCode;
 
@@ -18,6 +37,18 @@ struct Cli {
 enum Command {
     /// Serve models over HTTP
     Serve(Box<crate::config::ServeOptions>),
+    /// Classify image files
+    #[command(after_help = classify::NOTES)]
+    Classify(Box<classify::ClassifyOptions>),
+    /// Write the features of labelled images to a file, for `fit` and `evaluate`
+    #[command(after_help = extract::NOTES)]
+    Extract(Box<extract::ExtractOptions>),
+    /// Make a model directory of an ONNX classifier
+    #[command(after_help = import::NOTES)]
+    Import(Box<import::ImportOptions>),
+    /// Say what is in a model directory, a head file or a feature file
+    #[command(after_help = inspect::NOTES)]
+    Inspect(Box<inspect::InspectOptions>),
 }
 
 /// Runs the command that the process was given: exit code 2 for wrong usage, 1 for a failure, with one line that says what
@@ -25,11 +56,16 @@ enum Command {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Serve(options) => serve::run(*options),
+        Command::Classify(options) => classify::run(&options),
+        Command::Extract(options) => extract::run(&options),
+        Command::Import(options) => import::run(&options),
+        Command::Inspect(options) => inspect::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("equipoise: {error:#}");
+            eprintln!("equipoise: {}", failure::one_line(&error));
             ExitCode::FAILURE
         }
     }

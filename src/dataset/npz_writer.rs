@@ -62,6 +62,21 @@ impl<W: Write + Seek> NpzWriter<W> {
             self.block.extend(block.iter().flat_map(|&label| i64::from(label).to_le_bytes()));
             self.archive.write_all(&self.block)?;
         }
+        self.end()
+    }
+
+    /// Ends the file without labels: rows for other uses than fitting and evaluating.
+    ///
+    /// # Errors
+    /// Those of the file, and `InvalidInput` if rows are missing.
+    pub fn finish_without_labels(self) -> Result<W> {
+        if self.rows_written != self.rows {
+            return Err(invalid(format!("there are {} rows, and should be {}", self.rows_written, self.rows)));
+        }
+        self.end()
+    }
+
+    fn end(self) -> Result<W> {
         let mut out = self.archive.finish()?;
         out.flush()?;
         Ok(out)

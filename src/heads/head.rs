@@ -302,6 +302,14 @@ impl Head {
         }
     }
 
+    /// How NCM compares; `None` for the other kinds.
+    pub fn metric(&self) -> Option<Metric> {
+        match self.form {
+            Form::Ncm { metric, .. } => Some(metric),
+            Form::Linear { .. } => None,
+        }
+    }
+
     /// The counts it was fitted on, `[C]`.
     pub fn train_counts(&self) -> Option<&[u64]> {
         self.train_counts.as_deref()

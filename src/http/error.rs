@@ -144,6 +144,14 @@ impl ApiError {
         }
     }
 
+    /// What is wrong, for somebody who gave flags and not a query.
+    pub(crate) fn of_query(&self) -> String {
+        match self {
+            Self::Query(problem) => problem.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// What a caller reads. The cause of a 5xx is for the log alone.
     fn detail(&self) -> String {
         let (status, _) = self.status_and_code();

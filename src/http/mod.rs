@@ -8,7 +8,7 @@ mod features;
 mod layers;
 mod models;
 mod ops;
-mod predictions;
+pub(crate) mod predictions;
 
 use std::{
     sync::{

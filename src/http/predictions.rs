@@ -82,32 +82,35 @@ pub(crate) fn choose_heads(
 #[derive(Debug, Serialize)]
 pub(crate) struct ClassifyResponse<'a> {
     model: &'a str,
-    images: Vec<ImageResults<'a>>,
+    pub(crate) images: Vec<ImageResults<'a>>,
     timing_ms: TimingMs,
 }
 
+/// The answers for one image, a head each.
 #[derive(Debug, Serialize)]
-struct ImageResults<'a> {
-    results: Vec<HeadResult<'a>>,
+pub(crate) struct ImageResults<'a> {
+    pub(crate) results: Vec<HeadResult<'a>>,
 }
 
+/// The answer of one head for one image.
 #[derive(Debug, Serialize)]
-struct HeadResult<'a> {
-    head: &'a str,
+pub(crate) struct HeadResult<'a> {
+    pub(crate) head: &'a str,
     version: u32,
     kind: HeadKind,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tau: Option<f64>,
-    predictions: Vec<LabelledPrediction<'a>>,
+    pub(crate) tau: Option<f64>,
+    pub(crate) predictions: Vec<LabelledPrediction<'a>>,
 }
 
+/// One class of an answer.
 #[derive(Debug, Serialize)]
-struct LabelledPrediction<'a> {
+pub(crate) struct LabelledPrediction<'a> {
     class: usize,
-    label: &'a str,
-    probability: f64,
+    pub(crate) label: &'a str,
+    pub(crate) probability: f64,
     logit: f32,
-    shot: Shot,
+    pub(crate) shot: Shot,
 }
 
 /// Milliseconds, to the microsecond.

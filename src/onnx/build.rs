@@ -1,9 +1,12 @@
 //! Builds sessions: one place for every setting.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use ort::session::Session;
-use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
+use ort::value::{DynValue, Tensor};
 
 use super::assignment::{RECORD_ASSIGNMENT, assignment};
 use super::device::{DeviceChoice, Provider, SessionOptions, cuda_provider, preload_cuda};
@@ -22,6 +25,7 @@ pub(super) fn build_session(
     base_dir: Option<&Path>,
     options: &SessionOptions,
     provider: Provider,
+    shared: Option<&SharedWeight>,
 ) -> Result<Session, OnnxError> {
     let runtime = library::init(None)?;
     let device = DeviceChoice::from(provider);
@@ -32,7 +36,13 @@ pub(super) fn build_session(
             .with_config_entry(EXTERNAL_DATA_FOLDER, dir.to_string_lossy())
             .map_err(|err| load_error(err.into()))?;
     }
-    let session = builder.commit_from_memory(model).map_err(load_error)?;
+    if let Some(shared) = shared {
+        builder = shared.give_to(builder).map_err(load_error)?;
+    }
+    // `ort` panics on some shapes that a damaged file can hold and ONNX Runtime does not mind. The files' own are checked
+    // before; those that ONNX Runtime infers are not known until here. What the panic leaves behind is only dropped.
+    let session = catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(model)));
+    let session = session.map_err(|_| OnnxError::Nonsense)?.map_err(load_error)?;
     if let Provider::Cuda { .. } = provider {
         let groups = assignment(&session).map_err(load_error)?;
         let n_nodes = groups.iter().map(|group| group.n_nodes).sum();
@@ -66,4 +76,26 @@ fn configure(runtime: &Runtime, options: &SessionOptions, provider: Provider) ->
             .with_execution_providers([cuda_provider(index, options.cuda_memory_limit_bytes)])?;
     }
     Ok(builder)
+}
+
+/// A constant that several sessions on the CPU hold together, and its rearranged copy that the matrix product reads.
+///
+/// Measured at C = 8142, D = 2048 (64 MiB): each session of its own holds 64 MiB; sharing ones hold 128 MiB in all, the
+/// constant and the copy, however many they are. So sharing pays from the third session on.
+pub(super) struct SharedWeight {
+    name: &'static str,
+    value: Arc<DynValue>,
+    prepacked: PrepackedWeights,
+}
+
+impl SharedWeight {
+    pub(super) fn new(name: &'static str, dims: [usize; 2], values: &[f32]) -> ort::Result<Self> {
+        let value = Tensor::from_array((dims, values.to_vec()))?;
+        Ok(Self { name, value: Arc::new(value.into_dyn()), prepacked: PrepackedWeights::new() })
+    }
+
+    /// The session keeps what it needs of both alive.
+    fn give_to(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+        Ok(builder.with_initializer(self.name, Arc::clone(&self.value))?.with_prepacked_weights(&self.prepacked)?)
+    }
 }

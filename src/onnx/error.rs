@@ -27,6 +27,12 @@ pub enum OnnxError {
     /// The bytes are an ONNX message without a graph: an empty file, for one.
     #[error("the file is not an ONNX model: it has no graph")]
     NoGraph,
+    /// A call that does not fit the function called.
+    #[error("the model calls its function `{function}` with more inputs or outputs than it has")]
+    Call {
+        /// The function's name.
+        function: String,
+    },
     /// Weights in another file, in a place that is not read from.
     #[error("tensor `{tensor}` keeps its values in the file `{location}`: {reason}")]
     ExternalData {
@@ -59,6 +65,9 @@ pub enum OnnxError {
         /// What it said.
         source: ort::Error,
     },
+    /// `ort` gave up on a shape or type that ONNX Runtime let through.
+    #[error("the model has an input or output whose type or shape makes no sense")]
+    Nonsense,
     /// The session was built, and the provider that was asked for runs none of it.
     #[error("{device} is not really used: ONNX Runtime gave all {n_nodes} nodes of the model to other providers")]
     DeviceUnused {
@@ -143,4 +152,11 @@ pub enum OnnxError {
         /// Its place in the batch, from 0.
         image: usize,
     },
+}
+
+impl OnnxError {
+    /// Whether another device might do better: what is wrong with a file is wrong everywhere.
+    pub(super) fn is_of_the_device(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::DeviceUnused { .. } | Self::Run { .. })
+    }
 }

@@ -11,8 +11,9 @@ use super::proto::{
     TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto, data_type,
 };
 
-/// Names of the graph's input and outputs.
+/// Names of the graph's input, weight and outputs.
 pub(super) const FEATURES: &str = "features";
+pub(super) const WEIGHT: &str = "weight";
 pub(super) const SCORES: &str = "scores";
 pub(super) const SQUARED_NORM: &str = "squared_norm";
 
@@ -78,7 +79,7 @@ impl ScorerSpec<'_> {
         self.check()?;
         let (classes, dim) = (self.num_classes, self.feature_dim);
         let mut nodes = Vec::new();
-        let mut constants = vec![constant("weight", &[classes, dim], self.weight)];
+        let mut constants = vec![constant(WEIGHT, &[classes, dim], self.weight)];
         let mut x = FEATURES;
         if let Transform::CenterL2Normalize { mean } = self.transform {
             constants.push(constant("mean", &[dim], mean));
@@ -92,7 +93,7 @@ impl ScorerSpec<'_> {
             nodes.push(node("Div", &[x, "divisor"], "normalized", &[]));
             x = "normalized";
         }
-        nodes.push(node("Gemm", &[x, "weight"], SCORES, &[("transB", Value::Int(1))]));
+        nodes.push(node("Gemm", &[x, WEIGHT], SCORES, &[("transB", Value::Int(1))]));
         let mut outputs = vec![value_info(SCORES, &[None, Some(classes)])];
         if self.squared_norm {
             nodes.push(node(

@@ -1,14 +1,17 @@
 //! The head's matrix product: features in, raw scores out.
 
 use ort::session::{Session, SessionOutputs};
-use ort::value::TensorRef;
+use ort::value::{Tensor, TensorRef};
 
-use super::build::build_session;
-use super::device::{Provider, SessionOptions, providers_to_try};
+use super::build::{SharedWeight, build_session};
+use super::device::{DeviceChoice, Provider, SessionOptions, providers_to_try};
 use super::error::OnnxError;
 use super::features::{Features, Rows};
-use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec};
+use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec, WEIGHT};
 use super::session::tell_fallback;
+
+/// Two sessions that share hold as much as two that do not: see [`SharedWeight`].
+const SHARING_PAYS_FROM: usize = 3;
 
 /// Raw scores `g(x) Wᵀ` of one weight matrix, in one ONNX Runtime session.
 ///
@@ -48,12 +51,32 @@ impl Scorer {
         let model = spec.encode()?;
         let providers = providers_to_try(options.device);
         for (i, &provider) in providers.iter().enumerate() {
-            match Self::build_on(spec, &model, options, provider) {
-                Err(err) if i + 1 < providers.len() => _ = tell_fallback(provider, &err),
+            match Self::build_on(spec, &model, options, provider, None) {
+                Err(err) if i + 1 < providers.len() && err.is_of_the_device() => _ = tell_fallback(provider, &err),
                 result => return result,
             }
         }
-        Self::build_on(spec, &model, options, Provider::Cpu)
+        Self::build_on(spec, &model, options, Provider::Cpu, None)
+    }
+
+    /// Builds one scorer for each of `n_sessions` workers; from three on the CPU they share the weights' memory.
+    ///
+    /// # Errors
+    /// Those of [`Scorer::build`].
+    pub fn build_several(
+        spec: &ScorerSpec<'_>,
+        options: &SessionOptions,
+        n_sessions: usize,
+    ) -> Result<Vec<Self>, OnnxError> {
+        let is_worth_sharing = SHARING_PAYS_FROM <= n_sessions && options.device == DeviceChoice::Cpu;
+        if !is_worth_sharing {
+            return (0..n_sessions).map(|_| Self::build(spec, options)).collect();
+        }
+        super::library::init(None)?;
+        let model = spec.encode()?;
+        let shared = SharedWeight::new(WEIGHT, [spec.num_classes, spec.feature_dim], spec.weight);
+        let shared = shared.map_err(|source| OnnxError::Load { device: options.device, source })?;
+        (0..n_sessions).map(|_| Self::build_on(spec, &model, options, Provider::Cpu, Some(&shared))).collect()
     }
 
     fn build_on(
@@ -61,8 +84,9 @@ impl Scorer {
         model: &[u8],
         options: &SessionOptions,
         provider: Provider,
+        shared: Option<&SharedWeight>,
     ) -> Result<Self, OnnxError> {
-        let session = build_session(model, None, options, provider)?;
+        let session = build_session(model, None, options, provider, shared)?;
         let ScorerSpec { num_classes, feature_dim, squared_norm, .. } = *spec;
         let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm };
         scorer.run_host(&vec![0.0; feature_dim], 1)?;
@@ -103,12 +127,7 @@ impl Scorer {
             });
         }
         match (features.rows(), self.provider) {
-            (Rows::Device(tensor), Provider::Cuda { .. }) => {
-                let (num_classes, squared_norm) = (self.num_classes, self.squared_norm);
-                let outputs = self.session.run(ort::inputs![FEATURES => tensor]);
-                let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
-                collect(&outputs, n, num_classes, squared_norm)
-            }
+            (Rows::Device(tensor), Provider::Cuda { .. }) => self.run_tensor(tensor, n),
             (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n),
             (Rows::Host(rows), _) => self.run_host(rows, n),
         }
@@ -117,7 +136,13 @@ impl Scorer {
     fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
         let features = TensorRef::from_array_view(([n, self.feature_dim], rows)).map_err(run_error)?;
-        let outputs = self.session.run(ort::inputs![FEATURES => features]).map_err(run_error)?;
+        self.run_tensor(&features, n)
+    }
+
+    /// Runs on a tensor where it is, host or device; the scores come to the host.
+    pub(super) fn run_tensor(&mut self, features: &Tensor<f32>, n: usize) -> Result<Scores, OnnxError> {
+        let outputs = self.session.run(ort::inputs![FEATURES => features]);
+        let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
         collect(&outputs, n, self.num_classes, self.squared_norm)
     }
 }

@@ -1,11 +1,12 @@
 //! The backbone: images in, features out.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::{IoBinding, Session};
-use ort::value::{DynValue, TensorRef};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{OutputSelector, RunOptions, Session};
+use ort::value::{DynValue, Tensor, TensorRef, TensorValueType};
 
 use super::build::build_session;
 use super::contract::{FeatureOutput, ImageInput, check_file, feature_output, image_input};
@@ -19,24 +20,36 @@ use super::library;
 /// # Why does `run` take `&mut self`?
 /// A session belongs to one thread at a time: ONNX Runtime's `Run` is not safe to call concurrently with every provider.
 /// Serve more by giving each worker thread a `Backbone` of its own.
+///
+/// # Why no `IoBinding`?
+/// Features stay on the device because each run is given an output tensor allocated there. `ort`'s binding would do the
+/// same, but `bind_input` of a borrowed tensor that is already where the session wants it (any model that starts with a
+/// node on the CPU) locks a mutex twice and never returns in 2.0.0-rc.15.
 #[derive(Debug)]
 pub struct Backbone {
     session: Session,
-    /// Only on CUDA: where inputs are copied to and features stay.
-    binding: Option<IoBinding>,
+    /// Only on CUDA: where features are computed to and stay.
+    device_memory: Option<Allocator>,
     input: ImageInput,
     output: FeatureOutput,
     provider: Provider,
     /// Set until a first run on CUDA has worked, when the choice was left to us: what to load on the CPU otherwise.
-    unproved: Option<Source>,
+    unproved: Option<Source<'static>>,
     fallback: Option<String>,
 }
 
+/// What a session is built from.
 #[derive(Clone, Debug)]
-struct Source {
-    model: Vec<u8>,
+struct Source<'a> {
+    model: Cow<'a, [u8]>,
     base_dir: Option<PathBuf>,
     options: SessionOptions,
+}
+
+impl Source<'_> {
+    fn into_owned(self) -> Source<'static> {
+        Source { model: Cow::Owned(self.model.into_owned()), ..self }
+    }
 }
 
 impl Backbone {
@@ -50,13 +63,13 @@ impl Backbone {
     pub fn load(model: &[u8], base_dir: Option<&Path>, options: &SessionOptions) -> Result<Self, OnnxError> {
         library::init(None)?;
         check_file(model, base_dir)?;
-        let source =
-            Source { model: model.to_vec(), base_dir: base_dir.map(Path::to_path_buf), options: options.clone() };
-        let mut backbone = Self::load_first(&source)?;
-        let (height, width) = backbone.input_size();
-        let must_run =
-            backbone.output.feature_dim.is_none() || backbone.unproved.is_some() || options.device != DeviceChoice::Cpu;
-        if let (true, Some(height), Some(width)) = (must_run, height, width) {
+        // `model.onnx` in the current folder has the parent ``.
+        let base_dir =
+            base_dir.map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_path_buf() });
+        let source = Source { model: Cow::Borrowed(model), base_dir, options: options.clone() };
+        let mut backbone = Self::load_first(source)?;
+        let must_run = backbone.output.feature_dim.is_none() || backbone.provider != Provider::Cpu;
+        if let (true, (Some(height), Some(width))) = (must_run, backbone.input_size()) {
             backbone.warm_up(&[1], height, width)?;
         }
         Ok(backbone)
@@ -71,35 +84,31 @@ impl Backbone {
         Self::load(&model, path.parent(), options)
     }
 
-    /// Tries the providers in turn.
-    fn load_first(source: &Source) -> Result<Self, OnnxError> {
+    /// Takes the first provider that loads the model.
+    fn load_first(source: Source<'_>) -> Result<Self, OnnxError> {
         let providers = providers_to_try(source.options.device);
         let mut fallback = None;
         for (i, &provider) in providers.iter().enumerate() {
             let is_last = i + 1 == providers.len();
-            match Self::load_on(source, provider) {
+            match Self::load_on(&source, provider) {
                 Ok(backbone) => {
-                    return Ok(Self { unproved: (!is_last).then(|| source.clone()), fallback, ..backbone });
+                    let unproved = (!is_last).then(|| source.into_owned());
+                    return Ok(Self { unproved, fallback, ..backbone });
                 }
-                Err(err) if is_last => return Err(err),
-                Err(err) => fallback = Some(tell_fallback(provider, &err)),
+                Err(err) if !is_last && err.is_of_the_device() => fallback = Some(tell_fallback(provider, &err)),
+                Err(err) => return Err(err),
             }
         }
-        Self::load_on(source, Provider::Cpu)
+        Self::load_on(&source, Provider::Cpu)
     }
 
-    fn load_on(source: &Source, provider: Provider) -> Result<Self, OnnxError> {
-        let session = build_session(&source.model, source.base_dir.as_deref(), &source.options, provider)?;
+    fn load_on(source: &Source<'_>, provider: Provider) -> Result<Self, OnnxError> {
+        let session = build_session(&source.model, source.base_dir.as_deref(), &source.options, provider, None)?;
         let input = image_input(session.inputs())?;
         let output = feature_output(session.outputs())?;
         let device = DeviceChoice::from(provider);
-        let binding = match provider {
-            Provider::Cpu => None,
-            Provider::Cuda { .. } => {
-                Some(session.create_binding().map_err(|source| OnnxError::Load { device, source })?)
-            }
-        };
-        Ok(Self { session, binding, input, output, provider, unproved: None, fallback: None })
+        let device_memory = device_memory(&session, provider).map_err(|source| OnnxError::Load { device, source })?;
+        Ok(Self { session, device_memory, input, output, provider, unproved: None, fallback: None })
     }
 
     /// D, the values in a feature row. From the model, or from the first run; 0 until then.
@@ -221,26 +230,24 @@ impl Backbone {
     fn run_once(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
         let images = TensorRef::from_array_view(([n, 3, height, width], pixels)).map_err(run_error)?;
-        let keep_on_device = self.output.is_matrix && self.input.batch.is_none_or(|batch| batch == n);
-        let mut outputs = match (&mut self.binding, self.provider) {
-            (Some(binding), Provider::Cuda { index }) => {
-                // Bound anew for every run: binding copies the input, and gives each run an output buffer of its own.
-                let device = if keep_on_device { (AllocationDevice::CUDA, index) } else { (AllocationDevice::CPU, 0) };
-                let device_id = i32::try_from(device.1).unwrap_or_default();
-                let memory = MemoryInfo::new(device.0, device_id, AllocatorType::Device, MemoryType::Default)
-                    .map_err(run_error)?;
-                binding.bind_input(&*self.input.name, &images).map_err(run_error)?;
-                binding.bind_output_to_device(&*self.output.name, &memory).map_err(run_error)?;
-                self.session.run_binding(binding).map_err(run_error)?
-            }
-            _ => self.session.run(ort::inputs![&*self.input.name => images]).map_err(run_error)?,
-        };
+        let mut selector = OutputSelector::no_default().with(&*self.output.name);
+        if let (Some(memory), Some(feature_dim)) = (&self.device_memory, self.keeps_on_device(n)) {
+            // A new buffer for every run: features must not change when the next batch is computed.
+            let buffer = Tensor::<f32>::new(memory, [n, feature_dim]).map_err(run_error)?;
+            selector = selector.preallocate(&*self.output.name, buffer);
+        }
+        let run_options = RunOptions::new().map_err(run_error)?.with_outputs(selector);
+        let inputs = ort::inputs![&*self.input.name => images];
+        let mut outputs = self.session.run_with_options(inputs, &run_options).map_err(run_error)?;
         let value = outputs.remove(&*self.output.name);
         drop(outputs);
-        if let Some(binding) = &mut self.binding {
-            binding.clear();
-        }
         self.accept(value, n)
+    }
+
+    /// D if a batch of `n` can be left on the device: `[N,D]` with D known, and no padding to take off again.
+    fn keeps_on_device(&self, n: usize) -> Option<usize> {
+        let is_whole = self.input.batch.is_none_or(|batch| batch == n);
+        self.output.feature_dim.filter(|_| self.output.is_matrix && is_whole)
     }
 
     /// Checks the answer's shape, learns D from the first one, and copies host values out of ONNX Runtime's memory.
@@ -253,7 +260,7 @@ impl Backbone {
         };
         let known = self.output.feature_dim;
         let value = value.ok_or_else(|| shape_error(Vec::new(), known))?;
-        let tensor = value.downcast::<ort::value::TensorValueType<f32>>().map_err(run_error)?;
+        let tensor = value.downcast::<TensorValueType<f32>>().map_err(run_error)?;
         let shape = tensor.shape().to_vec();
         let (rows, dim) = match shape[..] {
             [rows, dim] | [rows, dim, 1, 1] => (usize::try_from(rows).ok(), usize::try_from(dim).ok()),
@@ -272,9 +279,68 @@ impl Backbone {
     }
 }
 
+/// The memory in which features stay: none on the CPU, where outputs are copied out.
+fn device_memory(session: &Session, provider: Provider) -> ort::Result<Option<Allocator>> {
+    let Provider::Cuda { index } = provider else { return Ok(None) };
+    let index = i32::try_from(index).unwrap_or(i32::MAX);
+    let memory = MemoryInfo::new(AllocationDevice::CUDA, index, AllocatorType::Device, MemoryType::Default)?;
+    Allocator::new(session, memory).map(Some)
+}
+
 /// Logs why CUDA is not used after all, and gives the reason back for whoever asks later.
 pub(super) fn tell_fallback(provider: Provider, err: &OnnxError) -> String {
     let reason = err.to_string();
     tracing::warn!("{provider} does not work here, the CPU is used instead: {reason}");
     reason
+}
+
+/// What only CUDA uses, run on the CPU, where it must answer the same.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Scorer, ScorerSpec, Transform};
+
+    const BACKBONE: &[u8] = include_bytes!("../../tests/data/onnx/backbone.onnx");
+
+    fn backbone() -> Backbone {
+        let options = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() };
+        Backbone::load(BACKBONE, None, &options).expect("a valid backbone")
+    }
+
+    fn rows(backbone: &mut Backbone, pixels: &[f32]) -> Vec<f32> {
+        let features = backbone.run(pixels, pixels.len() / 192, 8, 8).expect("a run");
+        features.to_host().expect("on the host").into_owned()
+    }
+
+    #[test]
+    fn features_computed_into_given_memory_are_the_same() {
+        let (mut plain, mut given) = (backbone(), backbone());
+        given.device_memory = Some(Allocator::default());
+        assert_eq!(given.keeps_on_device(3), Some(6));
+        for n in [3, 1, 5] {
+            let pixels: Vec<f32> = (0..n * 192).map(|i| (i % 7) as f32 - 3.0).collect();
+            assert_eq!(rows(&mut given, &pixels), rows(&mut plain, &pixels));
+        }
+    }
+
+    #[test]
+    fn features_in_a_tensor_are_scored_and_copied() {
+        library::init(None).expect("run `make ort`");
+        let tensor = Tensor::from_array(([2_usize, 2], vec![1.0_f32, 2.0, 3.0, 4.0])).expect("a tensor");
+        let features = Features::new(Rows::Device(tensor), 2, 2);
+        assert!(features.is_on_device());
+        assert_eq!(*features.to_host().expect("a copy"), [1.0, 2.0, 3.0, 4.0]);
+        let spec = ScorerSpec {
+            weight: &[1.0, 10.0],
+            num_classes: 1,
+            feature_dim: 2,
+            transform: Transform::Identity,
+            squared_norm: false,
+        };
+        let options = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() };
+        let mut scorer = Scorer::build(&spec, &options).expect("a valid head");
+        assert_eq!(scorer.run(&features).expect("a run").raw, [21.0, 43.0]);
+        let Rows::Device(tensor) = features.rows() else { panic!("it was put there") };
+        assert_eq!(scorer.run_tensor(tensor, 2).expect("a run").raw, [21.0, 43.0], "without a copy to the host");
+    }
 }

@@ -247,7 +247,8 @@ fn read(path: &Path) -> Result<String, DirectoryError> {
     std::fs::read_to_string(path).map_err(|source| DirectoryError::Read { path: path.to_owned(), source })
 }
 
-fn read_labels(path: &Path) -> Result<Vec<String>, DirectoryError> {
+/// Reads the name of each class, one a line.
+pub(crate) fn read_labels(path: &Path) -> Result<Vec<String>, DirectoryError> {
     let problem = |problem: String| DirectoryError::Labels { path: path.to_owned(), problem };
     let labels: Vec<String> = read(path)?.lines().map(|line| line.trim().to_owned()).collect();
     match labels.iter().position(String::is_empty) {

@@ -167,7 +167,8 @@ pub fn load_model_with(
         num_classes: directory.labels.len(),
         feature_dim,
         n_workers: sessions.len(),
-        session: options.session.clone(),
+        // Where the backbone really runs, so that its features need not leave the device.
+        session: SessionOptions { device: provider.into(), ..options.session.clone() },
         metrics: Arc::clone(&options.metrics),
         pools: Mutex::new(HashMap::new()),
     };

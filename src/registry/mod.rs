@@ -16,6 +16,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+pub(crate) use backbone::classifier_head_file;
+pub(crate) use directory::read_labels;
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
 pub use load::{LoadError, LoadOptions, load_model, load_model_with};
 pub use model::{Model, RegistryError};

@@ -3,6 +3,10 @@
 
 #[cfg(feature = "server")]
 mod app;
+#[cfg(feature = "server")]
+mod cli;
+#[cfg(feature = "server")]
+mod contract;
 mod feature_sets;
 mod heads;
 #[cfg(feature = "server")]

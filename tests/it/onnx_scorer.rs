@@ -122,3 +122,24 @@ fn scores_beyond_float32_are_a_matter_of_their_row_alone() {
     let raw = scorer.run(&features).expect("a run").raw;
     assert!(raw[0].is_finite() && !raw[1].is_finite(), "{raw:?}");
 }
+
+#[test]
+fn scorers_that_share_weights_answer_alike_and_outlive_each_other() {
+    let weight: Vec<f32> = (0..40 * 33).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
+    let spec = ScorerSpec {
+        weight: &weight,
+        num_classes: 40,
+        feature_dim: 33,
+        transform: Transform::L2Normalize,
+        squared_norm: true,
+    };
+    let features = Features::from_host((0..4 * 33).map(|i| (i % 29) as f32).collect(), 4, 33).expect("valid features");
+    let alone = Scorer::build(&spec, &on_cpu()).expect("a valid head").run(&features).expect("a run");
+    for n_sessions in 0..5 {
+        let scorers = Scorer::build_several(&spec, &on_cpu(), n_sessions).expect("valid heads");
+        assert_eq!(scorers.len(), n_sessions);
+        for mut scorer in scorers {
+            assert_eq!(scorer.run(&features).expect("a run"), alone, "of {n_sessions}");
+        }
+    }
+}

@@ -73,8 +73,10 @@ fn a_file_that_is_no_backbone_is_refused_with_what_it_has() {
     check_refused("backbone_two_inputs.onnx", &["one input", "`image` float32 [N,3,8,8]", "`extra` float32 [N,6,1,1]"]);
     check_refused("backbone_double.onnx", &["`image` float64 [N,3,8,8]"]);
     check_refused("backbone_gray.onnx", &["`image` float32 [N,1,8,8]"]);
-    check_refused("backbone_sequence.onnx", &["`seq` (not a dense tensor)"]);
+    check_refused("backbone_sequence.onnx", &["`seq` (not a dense tensor"]);
     check_refused("backbone_external.onnx", &["`conv.weight`", "`weights.bin`", "without a folder"]);
+    check_refused("backbone_negative.onnx", &["`features`", "no sensible shape"]);
+    check_refused("backbone_bad_call.onnx", &["`Twice`", "more inputs or outputs"]);
     check_refused("every_field.onnx", &[]);
     check_refused("absurd_dims.onnx", &[]);
     check_refused("circle.onnx", &[]);

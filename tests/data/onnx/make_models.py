@@ -273,6 +273,11 @@ double_input.graph.input[0].type.tensor_type.elem_type = DOUBLE
 double_input.graph.node.insert(0, node("Cast", ["image"], ["image32"], to=FLOAT))
 double_input.graph.node[1].input[0] = "image32"
 backbones["backbone_double"] = double_input
+backbones["backbone_negative"] = model(nodes, constants, [feature_out(dims=("N", -7))])
+# ONNX Runtime 1.31 crashes on this one.
+without_output = helper.make_function("own", "Twice", ["x", "y"], [], [helper.make_node("Add", ["x", "x"], ["y"])], [helper.make_opsetid("", 17)])
+backbones["backbone_bad_call"] = model([*nodes[:3], node("Flatten", ["pooled"], ["flat"], axis=1), helper.make_node("Twice", ["flat"], ["features"], domain="own")],
+                                       constants, [feature_out()], functions=[without_output], imports=[helper.make_opsetid("own", 1)])
 gray = model(nodes, constants, [feature_out()])
 gray.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
 backbones["backbone_gray"] = gray

@@ -1,0 +1,174 @@
+//! The documentation held against the router and the table of errors: neither says what the other does not.
+
+use std::collections::BTreeSet;
+
+use equipoise::http::ROUTES;
+use serde_json::Value;
+
+const OPENAPI: &str = include_str!("../../src/http/openapi.json");
+const PAGE: &str = include_str!("../../src/http/docs.html");
+const API_GUIDE: &str = include_str!("../../docs/API.md");
+const ERROR_TABLE: &str = include_str!("../../src/http/error.rs");
+
+fn openapi() -> Value {
+    serde_json::from_str(OPENAPI).unwrap()
+}
+
+/// The second half of each `(S::STATUS, "code")` in the source of the table.
+fn codes_of_the_table() -> BTreeSet<&'static str> {
+    ERROR_TABLE
+        .split("(S::")
+        .skip(1)
+        .filter_map(|after| {
+            let (status, rest) = after.split_once(", \"")?;
+            let is_status = status.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+            is_status.then(|| rest.split_once('"').map(|(code, _)| code))?
+        })
+        .collect()
+}
+
+/// The values of the attribute that `start` opens.
+fn attributes<'a>(page: &'a str, start: &str) -> BTreeSet<&'a str> {
+    page.split(start).skip(1).filter_map(|after| after.split_once('"')).map(|(value, _)| value).collect()
+}
+
+/// Calls `visit` on every object inside `value`, `value` itself included.
+fn each_object(value: &Value, visit: &mut impl FnMut(&serde_json::Map<String, Value>)) {
+    match value {
+        Value::Object(object) => {
+            visit(object);
+            object.values().for_each(|value| each_object(value, visit));
+        }
+        Value::Array(values) => values.iter().for_each(|value| each_object(value, visit)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_scan_of_the_error_table_finds_codes() {
+    let codes = codes_of_the_table();
+    assert!(codes.contains("invalid_json") && codes.contains("overloaded") && codes.len() > 30, "{codes:?}");
+}
+
+#[test]
+fn openapi_has_the_routes_of_the_router_and_no_others() {
+    let routed: BTreeSet<(String, String)> = ROUTES
+        .iter()
+        .flat_map(|(path, methods)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())))
+        .collect();
+    let api = openapi();
+    let mut documented = BTreeSet::new();
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            documented.insert((path.clone(), method.to_uppercase()));
+        }
+    }
+    assert_eq!(documented, routed);
+}
+
+#[test]
+fn the_page_and_the_guide_name_every_route() {
+    for (path, methods) in ROUTES {
+        for method in methods {
+            let row = format!("<tr><td>{method}</td><td class=\"path mono\">{path}</td>");
+            assert!(PAGE.contains(&row), "docs.html has no row for {method} {path}");
+            let row = format!("| `{method} {path}` |");
+            assert!(API_GUIDE.contains(&row), "docs/API.md has no row for {method} {path}");
+        }
+    }
+}
+
+#[test]
+fn every_reference_in_openapi_resolves() {
+    let api = openapi();
+    let mut found = 0;
+    each_object(&api, &mut |object| {
+        if let Some(reference) = object.get("$ref") {
+            let pointer = reference.as_str().and_then(|reference| reference.strip_prefix('#')).unwrap();
+            assert!(api.pointer(pointer).is_some(), "{reference} leads nowhere");
+            found += 1;
+        }
+    });
+    assert!(found > 100, "only {found} references were found");
+}
+
+#[test]
+fn every_path_parameter_is_declared() {
+    let api = openapi();
+    for (path, item) in api["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let declared: BTreeSet<&str> = operation["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|parameter| api.pointer(parameter["$ref"].as_str().unwrap().trim_start_matches('#')).unwrap())
+                .filter(|parameter| parameter["in"] == "path")
+                .map(|parameter| parameter["name"].as_str().unwrap())
+                .collect();
+            let in_path: BTreeSet<&str> =
+                path.split('{').skip(1).filter_map(|after| after.split_once('}')).map(|(name, _)| name).collect();
+            assert_eq!(declared, in_path, "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn admin_routes_ask_for_the_token_and_no_others_do() {
+    for (path, item) in openapi()["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            assert_eq!(operation.get("security").is_some(), path.starts_with("/admin/"), "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn openapi_lists_the_codes_of_the_error_table_and_no_others() {
+    let api = openapi();
+    let listed = api["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
+    let listed: BTreeSet<&str> = listed.iter().map(|code| code.as_str().unwrap()).collect();
+    assert_eq!(listed, codes_of_the_table());
+}
+
+#[test]
+fn every_answer_of_openapi_with_an_error_names_codes_of_the_error_table() {
+    let codes = codes_of_the_table();
+    each_object(&openapi(), &mut |object| {
+        // The schema of an error of one status.
+        if let Some(listed) = object.get("code").and_then(|code| code.get("enum")) {
+            for code in listed.as_array().unwrap() {
+                assert!(codes.contains(code.as_str().unwrap()), "{code} is no code");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_page_has_an_anchor_for_every_code() {
+    let anchors = attributes(PAGE, "<tr id=\"");
+    assert_eq!(anchors, codes_of_the_table());
+}
+
+#[test]
+fn the_guide_has_a_row_for_every_code() {
+    for code in codes_of_the_table() {
+        let cell = format!("| `{code}` |");
+        assert!(API_GUIDE.contains(&cell), "docs/API.md has no row for `{code}`");
+    }
+}
+
+#[test]
+fn the_page_needs_nothing_from_elsewhere() {
+    for foreign in ["http://", "https://", "src=\"", "@import", "url("] {
+        assert!(!PAGE.contains(foreign), "docs.html has {foreign}");
+    }
+    for target in attributes(PAGE, "href=\"") {
+        assert!(!target.starts_with("//"), "docs.html links to {target}");
+    }
+}
+
+#[test]
+fn the_page_puts_nothing_in_as_html() {
+    for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "localStorage", "sessionStorage"] {
+        assert!(!PAGE.contains(way), "docs.html uses {way}");
+    }
+}
