@@ -9,12 +9,8 @@ const CLASSIFY: &str = "/v1/models/icons30/classify";
 const DEPTH: &str = "equipoise_queue_depth{model=\"icons30\"}";
 
 /// Starts a request on a task of its own.
-fn start(app: &TestApp, timeout_ms: Option<u64>) -> tokio::task::JoinHandle<crate::app::Answer> {
-    let mut request = app.post(CLASSIFY).body(image("key", 0));
-    if let Some(timeout) = timeout_ms {
-        request = request.header("x-request-timeout-ms", timeout);
-    }
-    tokio::spawn(send(request))
+fn start(app: &TestApp) -> tokio::task::JoinHandle<crate::app::Answer> {
+    tokio::spawn(send(app.post(CLASSIFY).body(image("key", 0))))
 }
 
 #[tokio::test]
@@ -45,7 +41,7 @@ async fn a_request_in_flight_is_finished_on_shutdown() {
     let stand_in = StandIn::new();
     let mut app = Setup::new().start_with(&stand_in);
     stand_in.hold();
-    let in_flight = start(&app, None);
+    let in_flight = start(&app);
     stand_in.begun(1).await;
     app.begin_shutdown();
     // Until the listener is gone.
@@ -58,7 +54,7 @@ async fn a_request_in_flight_is_finished_on_shutdown() {
 
 #[tokio::test]
 async fn during_the_shutdown_delay_the_server_is_not_ready_and_still_answers() {
-    let delay = std::time::Duration::from_secs(3);
+    let delay = std::time::Duration::from_secs(5);
     let mut app = Setup::new().config(move |config| config.shutdown_delay = delay).start();
     app.begin_shutdown();
     let draining = async { while app.get("/readyz").await.status != 503 {} };
@@ -99,20 +95,22 @@ async fn a_deadline_that_passes_is_504_and_what_waited_is_skipped() {
     let stand_in = StandIn::new();
     let app = Setup::new().config(|config| config.queue_capacity = 2).start_with(&stand_in);
     stand_in.hold();
-    let patient = start(&app, None);
+    let patient = start(&app);
     stand_in.begun(1).await;
-    let answer = start(&app, Some(50)).await.unwrap();
-    answer.problem(504, "deadline_exceeded");
-    let late = start(&app, Some(50)).await.unwrap();
-    late.problem(504, "deadline_exceeded");
-    // The images of the two are still there until a worker comes by: the queue says so, and refuses.
+    // Features wait for nobody to decode them: they are in the queue until a worker comes by.
+    for _ in 0..2 {
+        let request = app.post(CLASSIFY).header("x-request-timeout-ms", "50");
+        send(request.json(&json!({ "features": feature_rows(1) }))).await.problem(504, "deadline_exceeded");
+    }
+    // The two hold their places until then: the queue says so, and refuses.
     app.classify("", image("key", 0)).await.problem(503, "overloaded");
     stand_in.release();
     patient.await.unwrap().expect(200);
     app.until("an empty queue", |samples| samples.get(DEPTH) == 0.0).await;
     app.classify("", image("key", 0)).await.expect(200);
-    assert_eq!(stand_in.runs(), [1, 1]);
-    assert_eq!(app.metrics().await.get("equipoise_rejected_total{reason=\"deadline_exceeded\"}"), 2.0);
+    let samples = app.metrics().await;
+    assert_eq!(samples.get("equipoise_batch_size_sum{model=\"icons30\"}"), 2.0);
+    assert_eq!(samples.get("equipoise_rejected_total{reason=\"deadline_exceeded\"}"), 2.0);
 }
 
 #[tokio::test]
@@ -123,8 +121,8 @@ async fn a_deadline_that_passes_within_the_backbone_is_504() {
         .start_with(&stand_in);
     stand_in.hold();
     // It asks for more than the server gives.
-    let answer = start(&app, Some(1_000_000)).await.unwrap();
-    answer.problem(504, "deadline_exceeded");
+    let request = app.post(CLASSIFY).header("x-request-timeout-ms", "1000000").body(image("key", 0));
+    send(request).await.problem(504, "deadline_exceeded");
     stand_in.release();
     app.classify("", image("key", 0)).await.expect(200);
 }
@@ -134,9 +132,9 @@ async fn images_of_a_caller_that_hung_up_are_skipped() {
     let stand_in = StandIn::new();
     let app = Setup::new().start_with(&stand_in);
     stand_in.hold();
-    let patient = start(&app, None);
+    let patient = start(&app);
     stand_in.begun(1).await;
-    let gone: Vec<_> = (0..3).map(|_| start(&app, None)).collect();
+    let gone: Vec<_> = (0..3).map(|_| start(&app)).collect();
     app.until("three in the queue", |samples| samples.get(DEPTH) == 3.0).await;
     for request in &gone {
         request.abort();
@@ -155,9 +153,9 @@ async fn a_full_queue_is_503_at_once_and_free_again_when_a_worker_takes_a_batch(
     let stand_in = StandIn::new();
     let app = Setup::new().config(|config| config.queue_capacity = 3).start_with(&stand_in);
     stand_in.hold();
-    let mut waiting = vec![start(&app, None)];
+    let mut waiting = vec![start(&app)];
     stand_in.begun(1).await;
-    waiting.extend((0..3).map(|_| start(&app, None)));
+    waiting.extend((0..3).map(|_| start(&app)));
     app.until("a full queue", |samples| samples.get(DEPTH) == 3.0).await;
     assert_eq!(app.metrics().await.get("equipoise_queue_capacity{model=\"icons30\"}"), 3.0);
     app.classify("", image("key", 0)).await.problem(503, "overloaded");
@@ -193,9 +191,9 @@ async fn a_batch_that_panics_answers_every_request_of_it() {
     let stand_in = StandIn::new();
     let app = Setup::new().start_with(&stand_in);
     stand_in.hold();
-    let first = start(&app, None);
+    let first = start(&app);
     stand_in.begun(1).await;
-    let batch: Vec<_> = (0..3).map(|_| start(&app, None)).collect();
+    let batch: Vec<_> = (0..3).map(|_| start(&app)).collect();
     app.until("three in the queue", |samples| samples.get(DEPTH) == 3.0).await;
     stand_in.in_run(2, Fault::Panic);
     stand_in.release();
