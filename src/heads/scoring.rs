@@ -1,5 +1,8 @@
 //! The `O(C)` part of a head: scale, shift, temperature, softmax and the k best classes.
 
+/// Below this all temperatures are one: the best class has probability 1 either way, and no finite score overflows.
+const MIN_TEMPERATURE: f64 = 1e-60;
+
 /// `a`, `c` and `T` of a head under one setting, and which classes are masked.
 #[derive(Clone, Debug)]
 pub struct Scoring {
@@ -39,7 +42,7 @@ impl Scoring {
             None => vec![false; scale.len()],
         };
         let num_unmasked = masked.iter().filter(|&&masked| !masked).count();
-        Self { scale, shift, inverse_temperature: temperature.recip(), masked, num_unmasked }
+        Self { scale, shift, inverse_temperature: temperature.max(MIN_TEMPERATURE).recip(), masked, num_unmasked }
     }
 
     /// How many classes can be predicted.
