@@ -19,12 +19,11 @@ url="http://$address"
 token=$(cat "$work/state/admin-token")
 image=models/icons30/test/printer/00.png
 
-n_passed=0
 expect() { # expect NAME PATTERN: standard input must match
   local got
   got=$(cat)
   if ! grep -Eq -- "$2" <<<"$got"; then printf 'FAILED: %s\nexpected /%s/ in:\n%s\n' "$1" "$2" "$got"; exit 1; fi
-  n_passed=$((n_passed + 1))
+  echo "$1" >>"$work/passed" # a pipe's end is a process of its own: a variable would be lost
 }
 curl -fsS "$url/livez" | expect "alive" '"live"'
 curl -fsS "$url/v1/models" | expect "the model is listed" '"name":"icons30"'
@@ -41,5 +40,5 @@ curl -fsS "$url/openapi.json" | expect "the API document" '"openapi"'
 "$binary" classify "$image" --json | expect "the command line answers too" '"model": ?"icons30"'
 kill -TERM "$server"
 wait "$server"
-n_passed=$((n_passed + 1))
-echo "smoke: $n_passed passed, 0 failed"
+echo "a clean exit on SIGTERM" >>"$work/passed"
+echo "smoke: $(wc -l <"$work/passed" | tr -d " ") passed, 0 failed"

@@ -139,7 +139,7 @@ pub enum Reason {
         /// Classes.
         num_classes: usize,
     },
-    /// Not [N,D].
+    /// Not `[N,D]`.
     #[error("the features before it, `{input}`, have rank {rank}; expected [N,D]")]
     FeatureRank {
         /// The value.
