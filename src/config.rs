@@ -117,7 +117,17 @@ pub struct ServeOptions {
     // Not a flag, so that it does not show in the list of processes.
     #[arg(skip)]
     #[serde(skip)]
-    pub(crate) admin_token: Option<String>,
+    pub(crate) admin_token: Option<Secret>,
+}
+
+/// Text that no `Debug` shows.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[hidden]")
+    }
 }
 
 /// How the log is written.
@@ -228,7 +238,10 @@ impl ServeOptions {
     /// [`ConfigError`] names the file, the key and the line.
     pub fn with_file(mut self) -> Result<Self, ConfigError> {
         // The command line parser has no way to read a variable without showing it as a flag.
-        self.admin_token = std::env::var("EQUIPOISE_ADMIN_TOKEN").ok();
+        // A flag wins over it; a file that the configuration file names does not.
+        if self.admin_token_file.is_none() {
+            self.admin_token = std::env::var("EQUIPOISE_ADMIN_TOKEN").ok().map(Secret);
+        }
         let Some(path) = self.config.clone() else { return Ok(self) };
         let text = read(&path)?;
         let mut file: Self = toml::from_str(&text)
@@ -272,7 +285,7 @@ impl ServeOptions {
     /// [`ConfigError`] if a default cannot be found, or the token file cannot be read.
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let admin_token = match (&self.admin_token, &self.admin_token_file) {
-            (Some(token), _) => AdminToken::Given(not_empty(token, "EQUIPOISE_ADMIN_TOKEN")?),
+            (Some(Secret(token)), _) => AdminToken::Given(not_empty(token, "EQUIPOISE_ADMIN_TOKEN")?),
             (None, Some(path)) => AdminToken::Given(not_empty(&read(path)?, &path.display().to_string())?),
             (None, None) => AdminToken::Kept,
         };
