@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    heads::{Digest, FeatureMap, Weights},
-    onnx::{OnnxError, Scorer, ScorerSpec, SessionOptions, Transform},
+    heads::{Digest, Weights},
+    onnx::{OnnxError, Scorer, ScorerSpec, SessionOptions},
 };
 
 /// Weights, and a session of them for every worker to take.
@@ -28,7 +28,7 @@ impl ScorerPool {
     /// # Errors
     /// Those of ONNX Runtime.
     pub fn build(weights: Arc<Weights>, options: &SessionOptions, n_workers: usize) -> Result<Self, OnnxError> {
-        let scorers = Scorer::build_several(&spec_of(&weights), options, n_workers)?;
+        let scorers = Scorer::build_several(&ScorerSpec::of(&weights), options, n_workers)?;
         let boxes = scorers.into_iter().map(|scorer| Mutex::new(Some(scorer))).collect();
         Ok(Self { weights, options: options.clone(), boxes })
     }
@@ -42,25 +42,7 @@ impl ScorerPool {
     fn take(&self, worker: usize) -> Result<Scorer, OnnxError> {
         let waiting =
             self.boxes.get(worker).and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
-        waiting.map_or_else(|| Scorer::build(&spec_of(&self.weights), &self.options), Ok)
-    }
-}
-
-fn spec_of(weights: &Weights) -> ScorerSpec<'_> {
-    let matrix = weights.matrix();
-    ScorerSpec {
-        // In row-major order by construction.
-        weight: matrix.to_slice().unwrap_or_default(),
-        num_classes: weights.num_classes(),
-        feature_dim: weights.feature_dim(),
-        transform: match weights.feature_map() {
-            FeatureMap::Identity => Transform::Identity,
-            FeatureMap::L2Normalize => Transform::L2Normalize,
-            FeatureMap::CenterL2Normalize { mean } => {
-                Transform::CenterL2Normalize { mean: mean.as_slice().unwrap_or_default() }
-            }
-        },
-        squared_norm: weights.squared_norm(),
+        waiting.map_or_else(|| Scorer::build(&ScorerSpec::of(&self.weights), &self.options), Ok)
     }
 }
 

@@ -10,6 +10,7 @@ use super::proto::{
     AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto, data_type,
 };
+use crate::heads::{FeatureMap, Weights};
 
 /// Names of the graph's input, weight and outputs.
 pub(super) const FEATURES: &str = "features";
@@ -56,7 +57,26 @@ pub struct ScorerSpec<'a> {
     pub squared_norm: bool,
 }
 
-impl ScorerSpec<'_> {
+impl<'a> ScorerSpec<'a> {
+    /// The product that `weights` stand for.
+    #[must_use]
+    pub fn of(weights: &'a Weights) -> Self {
+        Self {
+            // In row-major order by construction.
+            weight: weights.matrix().to_slice().unwrap_or_default(),
+            num_classes: weights.num_classes(),
+            feature_dim: weights.feature_dim(),
+            transform: match weights.feature_map() {
+                FeatureMap::Identity => Transform::Identity,
+                FeatureMap::L2Normalize => Transform::L2Normalize,
+                FeatureMap::CenterL2Normalize { mean } => {
+                    Transform::CenterL2Normalize { mean: mean.as_slice().unwrap_or_default() }
+                }
+            },
+            squared_norm: weights.squared_norm(),
+        }
+    }
+
     fn check(&self) -> Result<(), OnnxError> {
         let Self { num_classes, feature_dim, .. } = *self;
         let expected = num_classes.checked_mul(feature_dim).filter(|&n| n <= LARGEST_WEIGHT_BYTES / 4);

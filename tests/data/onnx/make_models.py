@@ -281,6 +281,12 @@ backbones["backbone_bad_call"] = model([*nodes[:3], node("Flatten", ["pooled"], 
 gray = model(nodes, constants, [feature_out()])
 gray.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
 backbones["backbone_gray"] = gray
+# As many features as a ResNet-50 has, without its weights: the pixels over and over.
+backbones["backbone_wide"] = model(
+    [node("Flatten", ["image"], ["flat"], axis=1), node("Tile", ["flat", "repeats"], ["tiled"]),
+     node("Slice", ["tiled", "starts", "ends", "axes"], ["features"])],
+    [init("repeats", np.array([1, 11])), init("starts", np.array([0])), init("ends", np.array([2048])), init("axes", np.array([1]))],
+    [feature_out(dims=("N", 2048))])
 
 
 # --- a model that uses every field of the schema, so that a lost one shows -------------------------------------------
