@@ -1,5 +1,7 @@
 //! Reports: how often a head is right, overall and by shot.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
 use crate::{dataset::Shot, heads::Prediction};
@@ -7,11 +9,15 @@ use crate::{dataset::Shot, heads::Prediction};
 /// The number of equal bins of the expected calibration error.
 const ECE_BINS: usize = 15;
 
-/// What a head gets right on a labelled set. A group without a sample is `None`, never 0.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// How many samples were looked at.
-    pub n: usize,
+/// The pairs of classes that a report names.
+const MAX_CONFUSIONS: usize = 10;
+
+/// How often a head is right. A group without a sample is `None`, never 0.
+///
+/// # Reference
+/// `shot_acc` of the reference code: the unweighted mean of class accuracies within a group, over the classes that occur.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Accuracies {
     /// Correct over all samples.
     pub micro: Option<f64>,
     /// The unweighted mean of the accuracies of the classes that occur.
@@ -23,12 +29,69 @@ pub struct Report {
     pub medium: Option<f64>,
     /// Over those with fewer than 20.
     pub few: Option<f64>,
+}
+
+impl Accuracies {
+    /// From the correct and the seen samples of each class, `[C]` both, and the classes' shots.
+    ///
+    /// ```
+    /// use equipoise::{dataset::Shot, evaluate::Accuracies};
+    /// let accuracies = Accuracies::new(&[3, 0, 0], &[4, 1, 0], &[Shot::Many, Shot::Few, Shot::Medium]);
+    /// assert_eq!((accuracies.micro, accuracies.macro_), (Some(0.6), Some(0.375)));
+    /// assert_eq!((accuracies.many, accuracies.medium, accuracies.few), (Some(0.75), None, Some(0.0)));
+    /// ```
+    pub fn new(correct: &[u64], seen: &[u64], shots: &[Shot]) -> Self {
+        let n: u64 = seen.iter().sum();
+        let mean = |group: &dyn Fn(usize) -> bool| {
+            let (mut sum, mut n) = (0.0, 0);
+            for (class, (&correct, &seen)) in correct.iter().zip(seen).enumerate() {
+                if seen > 0 && group(class) {
+                    sum += correct as f64 / seen as f64;
+                    n += 1;
+                }
+            }
+            (n > 0).then(|| sum / f64::from(n))
+        };
+        let of_shot = |shot: Shot| mean(&|class| shots.get(class) == Some(&shot));
+        Self {
+            micro: (n > 0).then(|| correct.iter().sum::<u64>() as f64 / n as f64),
+            macro_: mean(&|_| true),
+            many: of_shot(Shot::Many),
+            medium: of_shot(Shot::Medium),
+            few: of_shot(Shot::Few),
+        }
+    }
+}
+
+/// What a head gets right on a labelled set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// How many samples were looked at.
+    pub n: u64,
+    /// How often the best class was the right one.
+    #[serde(flatten)]
+    pub accuracies: Accuracies,
     /// Correct label among the five best, over all samples.
     pub top5: Option<f64>,
     /// Expected calibration error in 15 right-closed bins: `Σ |Bₘ|/N · |accuracy − mean probability|`.
     pub ece: Option<f64>,
+    /// The same over the samples of each group of classes.
+    pub ece_by_shot: EceByShot,
     /// Each class that occurs.
     pub per_class: Vec<ClassAccuracy>,
+    /// The pairs of classes that were taken for each other most often, at most ten.
+    pub confusions: Vec<Confusion>,
+}
+
+/// The expected calibration error by shot. A group without a sample is `None`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EceByShot {
+    /// Over the samples of classes with more than 100 training samples.
+    pub many: Option<f64>,
+    /// Of those with 20 to 100.
+    pub medium: Option<f64>,
+    /// Of those with fewer than 20.
+    pub few: Option<f64>,
 }
 
 /// How often the samples of one class are recognised.
@@ -37,25 +100,54 @@ pub struct ClassAccuracy {
     /// The class index.
     pub class: usize,
     /// Its samples in the set.
-    pub n: usize,
+    pub n: u64,
     /// The share that was predicted as this class.
     pub accuracy: f64,
 }
 
-/// Collects predictions into a [`Report`].
-#[derive(Clone, Debug)]
-pub struct Evaluation {
-    correct: Vec<usize>,
-    seen: Vec<usize>,
-    top5: usize,
-    // Of each bin: samples, correct ones, sum of probabilities.
-    bins: [(usize, usize, f64); ECE_BINS],
+/// How often the samples of one class are taken for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Confusion {
+    /// The right class.
+    pub class: usize,
+    /// What it was taken for.
+    pub predicted: usize,
+    /// So often.
+    pub n: u64,
 }
 
-impl Evaluation {
-    /// An empty evaluation of `num_classes` classes.
-    pub fn new(num_classes: usize) -> Self {
-        Self { correct: vec![0; num_classes], seen: vec![0; num_classes], top5: 0, bins: [(0, 0, 0.0); ECE_BINS] }
+/// Samples, correct ones, and the sum of probabilities, of each bin.
+type Bins = [(u64, u64, f64); ECE_BINS];
+
+fn ece(bins: &Bins) -> Option<f64> {
+    let n: u64 = bins.iter().map(|bin| bin.0).sum();
+    let gap = |&(_, correct, sum): &(u64, u64, f64)| (correct as f64 - sum).abs() / n as f64;
+    (n > 0).then(|| bins.iter().map(gap).sum())
+}
+
+/// Collects predictions into a [`Report`].
+#[derive(Clone, Debug)]
+pub struct Evaluation<'a> {
+    shots: &'a [Shot],
+    correct: Vec<u64>,
+    seen: Vec<u64>,
+    top5: u64,
+    /// In the order of [`Shot::ALL`].
+    bins: [Bins; Shot::ALL.len()],
+    confusions: HashMap<(usize, usize), u64>,
+}
+
+impl<'a> Evaluation<'a> {
+    /// An empty evaluation; `shots` has the shot of each class.
+    pub fn new(shots: &'a [Shot]) -> Self {
+        Self {
+            shots,
+            correct: vec![0; shots.len()],
+            seen: vec![0; shots.len()],
+            top5: 0,
+            bins: Default::default(),
+            confusions: HashMap::new(),
+        }
     }
 
     /// Counts one sample: its label and its best classes, best first, at least five of them for `top5`.
@@ -66,49 +158,60 @@ impl Evaluation {
         self.seen[label] += 1;
         let Some(first) = best.first() else { return };
         let correct = first.class == label;
-        self.correct[label] += usize::from(correct);
-        self.top5 += usize::from(best.iter().take(5).any(|prediction| prediction.class == label));
+        self.correct[label] += u64::from(correct);
+        if !correct {
+            *self.confusions.entry((label, first.class)).or_default() += 1;
+        }
+        self.top5 += u64::from(best.iter().take(5).any(|prediction| prediction.class == label));
         // Right-closed: a probability on a boundary belongs to the bin below it.
         let bin = ((first.probability * ECE_BINS as f64).ceil() as usize).clamp(1, ECE_BINS) - 1;
-        self.bins[bin].0 += 1;
-        self.bins[bin].1 += usize::from(correct);
-        self.bins[bin].2 += first.probability;
+        let bin = &mut self.bins[self.shots[label] as usize][bin];
+        bin.0 += 1;
+        bin.1 += u64::from(correct);
+        bin.2 += first.probability;
     }
 
-    /// The report, with `shots` of the classes.
-    ///
-    /// # Reference
-    /// `shot_acc` of the reference code: the unweighted mean of class accuracies within a group, over the classes that occur.
-    pub fn report(&self, shots: &[Shot]) -> Report {
-        let n: usize = self.seen.iter().sum();
-        let over_all = |count: usize| (n > 0).then(|| count as f64 / n as f64);
-        let per_class: Vec<ClassAccuracy> = self
-            .seen
-            .iter()
-            .zip(&self.correct)
-            .enumerate()
-            .filter(|(_, (seen, _))| **seen > 0)
-            .map(|(class, (&n, &correct))| ClassAccuracy { class, n, accuracy: correct as f64 / n as f64 })
-            .collect();
-        let mean = |group: &dyn Fn(usize) -> bool| {
-            let accuracies: Vec<f64> = per_class.iter().filter(|c| group(c.class)).map(|c| c.accuracy).collect();
-            (!accuracies.is_empty()).then(|| accuracies.iter().sum::<f64>() / accuracies.len() as f64)
-        };
-        let of_shot = |shot: Shot| mean(&|class| shots.get(class) == Some(&shot));
-        let ece = self.bins.iter().map(|&(n_bin, correct, sum)| match n_bin {
-            0 => 0.0,
-            _ => (correct as f64 - sum).abs() / n.max(1) as f64,
-        });
+    /// Adds what another evaluation of the same classes has counted.
+    pub fn merge(&mut self, other: &Self) {
+        let add = |sums: &mut [u64], counts: &[u64]| sums.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
+        add(&mut self.correct, &other.correct);
+        add(&mut self.seen, &other.seen);
+        self.top5 += other.top5;
+        for (sum, bin) in self.bins.iter_mut().flatten().zip(other.bins.iter().flatten()) {
+            *sum = (sum.0 + bin.0, sum.1 + bin.1, sum.2 + bin.2);
+        }
+        for (&pair, n) in &other.confusions {
+            *self.confusions.entry(pair).or_default() += n;
+        }
+    }
+
+    /// The report.
+    pub fn report(&self) -> Report {
+        let n: u64 = self.seen.iter().sum();
+        let mut all = Bins::default();
+        for (sum, bin) in self.bins.iter().flat_map(|bins| (0..ECE_BINS).map(|bin| (bin, bins[bin]))) {
+            all[sum] = (all[sum].0 + bin.0, all[sum].1 + bin.1, all[sum].2 + bin.2);
+        }
+        let of_shot = |shot: Shot| ece(&self.bins[shot as usize]);
+        let mut confusions: Vec<Confusion> =
+            self.confusions.iter().map(|(&(class, predicted), &n)| Confusion { class, predicted, n }).collect();
+        confusions.sort_by_key(|confusion| (std::cmp::Reverse(confusion.n), confusion.class, confusion.predicted));
+        confusions.truncate(MAX_CONFUSIONS);
+        let classes = self.seen.iter().zip(&self.correct).enumerate().filter(|(_, (seen, _))| **seen > 0);
         Report {
             n,
-            micro: over_all(self.correct.iter().sum()),
-            macro_: mean(&|_| true),
-            many: of_shot(Shot::Many),
-            medium: of_shot(Shot::Medium),
-            few: of_shot(Shot::Few),
-            top5: over_all(self.top5),
-            ece: (n > 0).then(|| ece.sum()),
-            per_class,
+            accuracies: Accuracies::new(&self.correct, &self.seen, self.shots),
+            top5: (n > 0).then(|| self.top5 as f64 / n as f64),
+            ece: ece(&all),
+            ece_by_shot: EceByShot {
+                many: of_shot(Shot::Many),
+                medium: of_shot(Shot::Medium),
+                few: of_shot(Shot::Few),
+            },
+            per_class: classes
+                .map(|(class, (&n, &correct))| ClassAccuracy { class, n, accuracy: correct as f64 / n as f64 })
+                .collect(),
+            confusions,
         }
     }
 }

@@ -34,6 +34,7 @@
 
 pub mod dataset;
 pub mod evaluate;
+pub mod fit;
 pub mod heads;
 
 #[cfg(feature = "server")]

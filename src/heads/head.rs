@@ -302,6 +302,21 @@ impl Head {
         }
     }
 
+    /// Weight `[C, D]` and bias `[C]` of the linear layer that this head's numbers stand for, before any tau: of LWS the
+    /// scaled ones, of a head without a bias zeros. `None` for NCM.
+    pub fn linear_layer(&self) -> Option<(Array2<f32>, Array1<f32>)> {
+        let Form::Linear { bias, scale, .. } = &self.form else { return None };
+        let mut weight = self.weights.matrix().to_owned();
+        let mut bias = bias.clone().unwrap_or_else(|| Array1::zeros(self.num_classes()));
+        if let Some(scale) = scale {
+            for (mut row, &scale) in weight.rows_mut().into_iter().zip(scale) {
+                row *= scale;
+            }
+            bias *= scale;
+        }
+        Some((weight, bias))
+    }
+
     /// How NCM compares; `None` for the other kinds.
     pub fn metric(&self) -> Option<Metric> {
         match self.form {

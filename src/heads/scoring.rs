@@ -11,6 +11,8 @@ pub struct Scoring {
     shift: Vec<f64>,
     inverse_temperature: f64,
     masked: Vec<bool>,
+    /// The shift; minus infinity for masked classes.
+    shift_if_unmasked: Vec<f64>,
     num_unmasked: usize,
 }
 
@@ -42,7 +44,16 @@ impl Scoring {
             None => vec![false; scale.len()],
         };
         let num_unmasked = masked.iter().filter(|&&masked| !masked).count();
-        Self { scale, shift, inverse_temperature: temperature.max(MIN_TEMPERATURE).recip(), masked, num_unmasked }
+        let shift_or_none = |(&shift, &masked): (&f64, &bool)| if masked { f64::NEG_INFINITY } else { shift };
+        let shift_if_unmasked = shift.iter().zip(&masked).map(shift_or_none).collect();
+        Self {
+            scale,
+            shift,
+            shift_if_unmasked,
+            inverse_temperature: temperature.max(MIN_TEMPERATURE).recip(),
+            masked,
+            num_unmasked,
+        }
     }
 
     /// How many classes can be predicted.
@@ -63,6 +74,32 @@ impl Scoring {
                 }
             },
         ));
+    }
+
+    /// The best class of one sample by its raw scores alone, of equal ones the lower; for heads without a `‖g(x)‖²` to
+    /// subtract, or where that is the same for all classes. `None` if a logit is not a finite number.
+    pub fn best_class(&self, raw: &[f32]) -> Option<usize> {
+        const LANES: usize = 8;
+        // The largest first, then where it is: the first pass has no branch and goes by lanes.
+        let logit = |class: usize| self.scale[class] * f64::from(raw[class]) + self.shift_if_unmasked[class];
+        let n = raw.len().min(self.scale.len());
+        let (raw, scale, shift) = (&raw[..n], &self.scale[..n], &self.shift_if_unmasked[..n]);
+        let mut lanes = [f64::NEG_INFINITY; LANES];
+        let (mut raws, mut scales, mut shifts) =
+            (raw.chunks_exact(LANES), scale.chunks_exact(LANES), shift.chunks_exact(LANES));
+        for ((raw, scale), shift) in (&mut raws).zip(&mut scales).zip(&mut shifts) {
+            for lane in 0..LANES {
+                let logit = scale[lane] * f64::from(raw[lane]) + shift[lane];
+                lanes[lane] = if logit > lanes[lane] { logit } else { lanes[lane] };
+            }
+        }
+        let rest = raws.remainder().iter().zip(scales.remainder()).zip(shifts.remainder());
+        let rest = rest.map(|((&raw, scale), shift)| scale * f64::from(raw) + shift);
+        let largest = lanes.into_iter().chain(rest).fold(f64::NEG_INFINITY, f64::max);
+        if !largest.is_finite() {
+            return None;
+        }
+        (0..n).find(|&class| logit(class) == largest)
     }
 
     /// The `k` best classes of one sample, best first; fewer if fewer are not masked. `logits` is scratch space.

@@ -132,24 +132,30 @@ impl<'a> ScorerSpec<'a> {
             output: outputs,
             ..GraphProto::default()
         };
-        let opset = OperatorSetIdProto { domain: None, version: Some(OPSET) };
-        let model = ModelProto {
-            ir_version: Some(IR_VERSION),
-            producer_name: Some("equipoise".to_owned()),
-            opset_import: vec![opset],
-            graph: Some(graph),
-            ..ModelProto::default()
-        };
-        Ok(model.encode_to_vec())
+        Ok(model_bytes(graph))
     }
 }
 
-enum Value<'a> {
+/// A whole model file of this graph.
+pub(super) fn model_bytes(graph: GraphProto) -> Vec<u8> {
+    let opset = OperatorSetIdProto { domain: None, version: Some(OPSET) };
+    let model = ModelProto {
+        ir_version: Some(IR_VERSION),
+        producer_name: Some("equipoise".to_owned()),
+        opset_import: vec![opset],
+        graph: Some(graph),
+        ..ModelProto::default()
+    };
+    model.encode_to_vec()
+}
+
+pub(super) enum Value<'a> {
     Int(i64),
     Ints(&'a [i64]),
 }
 
-fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, Value<'_>)]) -> NodeProto {
+/// A node with one output, which it is named after.
+pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, Value<'_>)]) -> NodeProto {
     // `AttributeProto.type`: 2 is INT, 7 is INTS.
     let attribute = |(name, value): &(&str, Value<'_>)| {
         let named = AttributeProto { name: Some((*name).to_owned()), ..AttributeProto::default() };
@@ -169,7 +175,7 @@ fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, Value
 }
 
 /// A float32 constant. Lengths have been checked to fit long before an i64 overflows.
-fn constant(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
+pub(super) fn constant(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
     TensorProto {
         name: Some(name.to_owned()),
         dims: dims.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect(),
@@ -181,15 +187,17 @@ fn constant(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
 
 /// A float32 tensor; the dimension without a number is the batch.
 pub(super) fn value_info(name: &str, dims: &[Option<usize>]) -> ValueInfoProto {
-    let dim = |dim: &Option<usize>| {
-        let value = match dim {
-            Some(dim) => DimensionValue::Value(i64::try_from(*dim).unwrap_or(i64::MAX)),
-            None => DimensionValue::Param("N".to_owned()),
-        };
-        Dimension { value: Some(value), denotation: None }
+    let dim = |dim: &Option<usize>| match dim {
+        Some(dim) => DimensionValue::Value(i64::try_from(*dim).unwrap_or(i64::MAX)),
+        None => DimensionValue::Param("N".to_owned()),
     };
-    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
-    let tensor = TensorType { elem_type: Some(data_type::FLOAT), shape: Some(shape) };
+    tensor_info(name, data_type::FLOAT, dims.iter().map(dim).collect())
+}
+
+/// A tensor of any type; dimensions of one name are equal.
+pub(super) fn tensor_info(name: &str, elem_type: i32, dims: Vec<DimensionValue>) -> ValueInfoProto {
+    let dim = dims.into_iter().map(|value| Dimension { value: Some(value), denotation: None }).collect();
+    let tensor = TensorType { elem_type: Some(elem_type), shape: Some(TensorShapeProto { dim }) };
     let r#type = TypeProto { value: Some(TypeValue::Tensor(tensor)), denotation: None };
     ValueInfoProto { name: Some(name.to_owned()), r#type: Some(r#type), ..ValueInfoProto::default() }
 }

@@ -5,6 +5,7 @@
 //! device    what was asked for, what is in use
 //! session   the backbone: images [n,3,H,W] -> features [n,D]
 //! scorer    a head's matrix product: features -> raw scores [n,C]
+//! fit_engine, fit_graph  loss and gradient of a softmax classifier: a step of a fit
 //! cut       a whole classifier -> backbone and head (`equipoise import`)
 //! ```
 //! A session belongs to one thread at a time. Features stay on the device between backbone and head.
@@ -16,6 +17,8 @@ mod cut;
 mod device;
 mod error;
 mod features;
+mod fit_engine;
+mod fit_graph;
 mod head_graph;
 mod library;
 mod proto;
@@ -30,6 +33,7 @@ pub use cut::{
 pub use device::{DeviceChoice, ParseDeviceError, Provider, SessionOptions};
 pub use error::OnnxError;
 pub use features::Features;
+pub use fit_engine::FitEngine;
 pub use head_graph::{ScorerSpec, Transform};
 pub use library::{Found, LibraryError, OLDEST_MINOR_VERSION, Runtime, SearchPlaces, init};
 pub use scorer::{Scorer, Scores};

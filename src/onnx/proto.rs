@@ -167,7 +167,7 @@ pub(super) struct TensorProto {
 /// Values of `TensorProto.data_type` that are read here.
 pub(super) mod data_type {
     pub(in crate::onnx) const FLOAT: i32 = 1;
-
+    pub(in crate::onnx) const INT64: i32 = 7;
     pub(in crate::onnx) const FLOAT16: i32 = 10;
     pub(in crate::onnx) const DOUBLE: i32 = 11;
     pub(in crate::onnx) const BFLOAT16: i32 = 16;

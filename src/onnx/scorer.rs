@@ -133,7 +133,7 @@ impl Scorer {
         }
     }
 
-    fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {
+    pub(super) fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
         let features = TensorRef::from_array_view(([n, self.feature_dim], rows)).map_err(run_error)?;
         self.run_tensor(&features, n)

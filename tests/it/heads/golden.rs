@@ -2,7 +2,7 @@
 
 use equipoise::{
     dataset::Shot,
-    evaluate::Evaluation,
+    evaluate::{Accuracies, Evaluation},
     heads::{BiasMode, Head, HeadKind, Metric, Prediction, SettingsPatch, Transform, softmax, top_k},
 };
 use ndarray::{Array1, Array2};
@@ -134,16 +134,17 @@ fn sure(class: usize) -> Vec<Prediction> {
 fn shot_accuracy_skips_a_class_that_does_not_occur() {
     let file = load("shot_acc");
     let shots: Vec<Shot> = indices(&file["train_counts"]).into_iter().map(|n| Shot::of(n as u64)).collect();
-    let mut evaluation = Evaluation::new(shots.len());
+    let mut evaluation = Evaluation::new(&shots);
     for (label, predicted) in indices(&file["labels"]).into_iter().zip(indices(&file["preds"])) {
         evaluation.add(label, &sure(predicted));
     }
-    let report = evaluation.report(&shots);
+    let report = evaluation.report();
     let accuracies: Vec<f64> = report.per_class.iter().map(|class| class.accuracy).collect();
     assert_close(&[accuracies], &[vector(&file["per_class_acc_present_classes"])], TOLERANCE, "per class");
     assert_eq!(report.per_class.iter().map(|class| class.class).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     let key = |key: &str| file[key].as_f64().unwrap();
-    let actual = [report.many, report.medium, report.few, report.micro, report.macro_].map(Option::unwrap);
+    let Accuracies { micro, macro_, many, medium, few } = report.accuracies;
+    let actual = [many, medium, few, micro, macro_].map(Option::unwrap);
     let expected = ["many", "medium", "few", "all_micro", "all_macro"].map(key);
     assert_close(&[actual.to_vec()], &[expected.to_vec()], TOLERANCE, "groups");
     assert_eq!(report.n, 25);
@@ -151,27 +152,32 @@ fn shot_accuracy_skips_a_class_that_does_not_occur() {
 
 #[test]
 fn an_empty_group_or_set_has_no_accuracy() {
-    let mut evaluation = Evaluation::new(2);
-    let report = evaluation.report(&[Shot::Many, Shot::Few]);
+    let mut evaluation = Evaluation::new(&[Shot::Many, Shot::Few]);
+    let report = evaluation.report();
+    let accuracies = report.accuracies;
     assert_eq!(
-        (report.n, report.micro, report.macro_, report.many, report.top5, report.ece),
+        (report.n, accuracies.micro, accuracies.macro_, accuracies.many, report.top5, report.ece),
         (0, None, None, None, None, None)
     );
     evaluation.add(0, &sure(1));
-    let report = evaluation.report(&[Shot::Many, Shot::Few]);
-    assert_eq!((report.many, report.medium, report.few), (Some(0.0), None, None));
+    let report = evaluation.report();
+    let Accuracies { many, medium, few, .. } = report.accuracies;
+    assert_eq!((many, medium, few), (Some(0.0), None, None));
+    assert_eq!((report.ece_by_shot.many, report.ece_by_shot.few), (Some(1.0), None));
     // Without training counts there are no shots.
-    assert_eq!(evaluation.report(&[Shot::Unknown; 2]).many, None);
+    let mut without = Evaluation::new(&[Shot::Unknown; 2]);
+    without.add(0, &sure(1));
+    assert_eq!((without.report().accuracies.many, without.report().ece), (None, Some(1.0)));
     assert_eq!(serde_json::to_value(&report).unwrap()["few"], Value::Null);
 }
 
 #[test]
 fn top5_looks_at_five_classes_and_no_further() {
     let ranking: Vec<Prediction> = (0..6).flat_map(sure).collect();
-    let mut evaluation = Evaluation::new(6);
+    let mut evaluation = Evaluation::new(&[Shot::Few; 6]);
     evaluation.add(4, &ranking);
     evaluation.add(5, &ranking);
-    assert_eq!(evaluation.report(&[Shot::Few; 6]).top5, Some(0.5));
+    assert_eq!(evaluation.report().top5, Some(0.5));
 }
 
 #[test]
@@ -185,11 +191,11 @@ fn temperature_and_calibration_error_have_the_worked_values() {
     let probabilities: Vec<Vec<f64>> = cooled.iter().map(|row| softmax(row)).collect();
     assert_close(&probabilities, &table(&file["probs"]), TOLERANCE, "probabilities");
 
-    let mut evaluation = Evaluation::new(4);
+    let mut evaluation = Evaluation::new(&[Shot::Few; 4]);
     for (row, label) in cooled.iter().zip(indices(&file["y"])) {
         evaluation.add(label, &top_k(row, 5));
     }
-    let report = evaluation.report(&[Shot::Few; 4]);
+    let report = evaluation.report();
     assert!((report.ece.unwrap() - file["ece15"].as_f64().unwrap()).abs() < TOLERANCE, "{:?}", report.ece);
     assert_eq!(report.top5, Some(1.0));
 }
@@ -198,12 +204,12 @@ fn temperature_and_calibration_error_have_the_worked_values() {
 fn a_probability_on_a_boundary_belongs_to_the_bin_below_it() {
     // One right and one wrong at 1/3, the upper edge of bin 5: in one bin they give |1 − 2/3| / 2. The two just above
     // fall into bin 6 and give as much again.
-    let mut evaluation = Evaluation::new(2);
+    let mut evaluation = Evaluation::new(&[Shot::Few; 2]);
     for (label, probability) in [(0, 1.0 / 3.0), (1, 1.0 / 3.0), (0, 0.34), (1, 0.34)] {
         evaluation.add(label, &[Prediction { class: 0, probability, logit: 0.0 }]);
     }
     let expected = ((1.0f64 - 2.0 / 3.0).abs() + (1.0f64 - 0.68).abs()) / 4.0;
-    assert!((evaluation.report(&[Shot::Few; 2]).ece.unwrap() - expected).abs() < 1e-12);
+    assert!((evaluation.report().ece.unwrap() - expected).abs() < 1e-12);
 }
 
 #[test]

@@ -19,7 +19,7 @@ async fn the_accuracy_of_the_served_model_is_the_one_that_it_was_shipped_with() 
     let labels: Vec<String> = read("labels.txt").lines().map(str::to_owned).collect();
     let counts = parse_train_counts(&read("train_counts.csv"), CLASSES).unwrap();
     let shots: Vec<Shot> = counts.iter().map(|&count| Shot::of(count)).collect();
-    let mut evaluations = HEADS.map(|_| Evaluation::new(CLASSES));
+    let mut evaluations = HEADS.map(|_| Evaluation::new(&shots));
     for (class, label) in labels.iter().enumerate() {
         let (content_type, body) = multipart(&(0..18).map(|index| image(label, index)).collect::<Vec<_>>());
         let path = format!("/v1/models/icons30/classify?head={}", HEADS.join(","));
@@ -38,7 +38,7 @@ async fn the_accuracy_of_the_served_model_is_the_one_that_it_was_shipped_with() 
     }
     let shipped: BTreeMap<String, BTreeMap<String, f64>> = serde_json::from_str(&read("accuracy.json")).unwrap();
     for (head, evaluation) in HEADS.iter().zip(evaluations) {
-        let report = serde_json::to_value(evaluation.report(&shots)).unwrap();
+        let report = serde_json::to_value(evaluation.report()).unwrap();
         for (group, expected) in &shipped[*head] {
             let found = report[group].as_f64().unwrap();
             assert!((found - expected).abs() < 1e-9, "{head} {group}: {found} instead of {expected}");

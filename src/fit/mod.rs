@@ -1,0 +1,493 @@
+//! How a head is made: from features and labels to a head file and a report.
+//!
+//! ```text
+//! Recipe (method, parameters) + Samples -> joint, crt, lws: minimise a softmax loss (SGD or L-BFGS)
+//!                                          tau_norm:        choose on validation, from one matrix product
+//!                                          ncm:             class means
+//!                                       -> head file -> Report of the validation set
+//! ```
+//!
+//! The matrix products and gradients are an [`Engine`]'s; here is everything around them. Same samples, recipe and engine:
+//! same bytes.
+
+mod engine;
+mod lbfgs;
+mod measure;
+mod minimise;
+mod ncm;
+mod recipe;
+mod sampler;
+mod samples;
+mod softmax;
+mod tau_norm;
+
+use std::{collections::BTreeMap, ops::ControlFlow};
+
+use serde::Serialize;
+
+pub use engine::{Batch, Engine, EngineError, PlainEngine, RawScores, Rows};
+pub use measure::measure;
+pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
+pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
+pub use samples::Samples;
+pub use tau_norm::CurvePoint;
+
+use crate::{
+    dataset::{FeatureSet, Shot},
+    evaluate::{Accuracies, Report},
+    heads::{
+        BiasMode, FORMAT, Head, HeadFile, HeadKind, NormStatistics, Parameters, Settings, TensorView, TrainPrior,
+        write_safetensors,
+    },
+};
+
+/// What a head is fitted from.
+#[derive(Debug)]
+pub struct FitTask<'a> {
+    /// The method and its parameters.
+    pub recipe: &'a Recipe,
+    /// What is fitted.
+    pub features: &'a FeatureSet,
+    /// What is chosen and reported on.
+    pub validation: Validation<'a>,
+    /// The head that LWS and tau-norm start from.
+    pub base: Option<&'a Head>,
+    /// The shot of each class, if the training counts of the network are known; else those of the samples that are fitted.
+    pub shots: Option<&'a [Shot]>,
+    /// What may be held beside the features, in bytes: LWS keeps its scores if they fit.
+    pub cache_bytes: u64,
+}
+
+/// What is chosen and reported on.
+#[derive(Clone, Copy, Debug)]
+pub enum Validation<'a> {
+    /// Nothing.
+    None,
+    /// Another feature set.
+    Set(&'a FeatureSet),
+    /// This share of the rows of each class, which then are not fitted.
+    Holdout(f64),
+}
+
+/// How far a fit is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Progress {
+    /// From 0 to 1.
+    pub done: f64,
+    /// The epoch, from 1; of L-BFGS the number of evaluations.
+    pub epoch: usize,
+    /// How many there will be; 0 if nobody knows.
+    pub epochs: usize,
+    /// The mean loss of this epoch so far, without the penalty.
+    pub loss: Option<f64>,
+    /// Samples that have been looked at, one as often as it was.
+    pub samples_seen: usize,
+}
+
+/// Who is told how far a fit is, and may end it.
+pub struct Watch<'a> {
+    on_progress: &'a mut dyn FnMut(Option<Progress>) -> ControlFlow<()>,
+    is_quiet: bool,
+}
+
+impl std::fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Watch<'a> {
+    /// `on_progress` is called every few milliseconds of work, with `None` if there is nothing new to tell; `Break` ends the
+    /// fit with [`FitError::Cancelled`].
+    pub fn new(on_progress: &'a mut dyn FnMut(Option<Progress>) -> ControlFlow<()>) -> Self {
+        Self { on_progress, is_quiet: false }
+    }
+
+    /// The same, but nothing is told.
+    fn quiet(&mut self) -> Watch<'_> {
+        Watch { on_progress: &mut *self.on_progress, is_quiet: true }
+    }
+
+    fn tell(&mut self, progress: Progress) -> Result<(), FitError> {
+        self.call((!self.is_quiet).then_some(progress))
+    }
+
+    fn check(&mut self) -> Result<(), FitError> {
+        self.call(None)
+    }
+
+    fn call(&mut self, progress: Option<Progress>) -> Result<(), FitError> {
+        match (self.on_progress)(progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(FitError::Cancelled),
+        }
+    }
+}
+
+/// Why there is no head.
+#[derive(Debug, thiserror::Error)]
+pub enum FitError {
+    /// Whoever watched did not want it any more.
+    #[error("cancelled")]
+    Cancelled,
+    /// The engine failed.
+    #[error("the engine failed: {0}")]
+    Engine(#[from] EngineError),
+    /// The loss is no finite number.
+    #[error("the loss is no longer a finite number in epoch {epoch}: lower `learning_rate`, or normalise the features")]
+    Diverged {
+        /// From 1.
+        epoch: usize,
+    },
+    /// A logit is no finite number.
+    #[error("the logits of row {row} are not finite")]
+    LogitsNotFinite {
+        /// Of the samples, from 0.
+        row: usize,
+    },
+    /// LWS or tau-norm without a base.
+    #[error("method {method} needs a base head")]
+    NoBase {
+        /// The method.
+        method: HeadKind,
+    },
+    /// A base that cannot be one.
+    #[error("base: {reason}")]
+    Base {
+        /// Why.
+        reason: String,
+    },
+    /// Two things that do not belong together.
+    #[error("{what} has {found} {unit}, and the feature set has {expected}")]
+    Mismatch {
+        /// The base or the validation set.
+        what: &'static str,
+        /// Classes or features.
+        unit: &'static str,
+        /// How many it has.
+        found: usize,
+        /// How many it should.
+        expected: usize,
+    },
+    /// Several settings and nothing to choose on.
+    #[error(
+        "method {method} chooses between settings: give a `validation` set or `holdout`, or one `tau` and one `bias`"
+    )]
+    NoValidation {
+        /// The method.
+        method: HeadKind,
+    },
+    /// Choosing on what was fitted.
+    #[error("the validation set has the same content as the feature set: what is fitted cannot be what is reported")]
+    SameSet,
+    /// Nothing held out.
+    #[error("a holdout of {share} of each class holds out nothing: no class has two rows")]
+    EmptyHoldout {
+        /// As it was asked for.
+        share: f64,
+    },
+    /// A share that is none.
+    #[error("`holdout` must be above 0 and below 1, and is {share}")]
+    HoldoutRange {
+        /// As it was asked for.
+        share: f64,
+    },
+    /// The fitted numbers are not finite.
+    #[error("the fitted head is not valid: {reason}")]
+    Invalid {
+        /// What the reader of head files says.
+        reason: String,
+    },
+}
+
+/// A fitted head.
+#[derive(Debug)]
+pub struct Fitted {
+    /// The head file.
+    pub file: Vec<u8>,
+    /// The head as it is read from that file.
+    pub head: Head,
+    /// On the validation set, if there is one.
+    pub report: Option<FitReport>,
+    /// What whoever asked for it should know.
+    pub warnings: Vec<String>,
+}
+
+/// What a fitted head gets right on its validation set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FitReport {
+    /// The report.
+    #[serde(flatten)]
+    pub report: Report,
+    /// The digest of the set; with a holdout that of the set it was taken from.
+    pub feature_set_digest: String,
+    /// What was chosen on this very set, so that the report is a little optimistic about it.
+    pub chosen_on_this_set: Vec<&'static str>,
+    /// The epoch of the parameters, if it was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<usize>,
+    /// Of tau-norm: every setting that was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub curve: Option<Vec<CurvePoint>>,
+}
+
+/// Fits a head.
+///
+/// # Errors
+/// [`FitError`]; nothing has been written anywhere.
+pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -> Result<Fitted, FitError> {
+    let FitTask { recipe, features, .. } = task;
+    let method = recipe.method();
+    let (samples, validation) = split(task)?;
+    let base = check_base(task)?;
+    if recipe.needs_validation() && validation.is_none() {
+        return Err(FitError::NoValidation { method });
+    }
+    let counts = samples.class_counts();
+    let of_samples: Vec<Shot> = counts.iter().map(|&count| Shot::of(count)).collect();
+    let shots = task.shots.unwrap_or(&of_samples);
+
+    let mut warnings = Vec::new();
+    if let Some(missing) = absent(&counts).filter(|_| method != HeadKind::TauNorm) {
+        warnings.push(missing);
+    }
+    if features.num_zero_rows() > 0 {
+        warnings.push(format!("{} rows are zero throughout: they say nothing", features.num_zero_rows()));
+    }
+    let mut settings = Settings::default_of(method);
+    let (mut curve, mut epoch, mut chosen) = (None, None, Vec::new());
+    let mut train_counts = Some(counts.clone());
+    let mut prior = TrainPrior::default_of(method);
+    let mut validate = |engine: &mut dyn Engine, parameters: Parameters, watch: &mut Watch<'_>| {
+        let head = Head::new(method, parameters, Some(counts.clone()));
+        validation.as_ref().map_or(Ok(0.0), |samples| macro_accuracy(samples, &head, shots, engine, watch))
+    };
+    let parameters = match recipe {
+        Recipe::Linear(_, softmax) | Recipe::Lws(softmax, _) => {
+            let validate: Option<&mut softmax::Validate<'_>> =
+                if validation.is_some() { Some(&mut validate) } else { None };
+            let fitted = match (recipe, base) {
+                (Recipe::Lws(_, init), Some(base)) => {
+                    softmax::fit_lws(softmax, *init, base, &samples, task.cache_bytes, validate, engine, watch)?
+                }
+                _ => softmax::fit_linear(softmax, &samples, validate, engine, watch)?,
+            };
+            warnings.extend(fitted.warnings);
+            epoch = fitted.chosen_epoch;
+            chosen.extend(epoch.is_some().then_some("epoch"));
+            prior = prior_of(softmax.sampling);
+            fitted.parameters
+        }
+        Recipe::TauNorm(grid) => {
+            let base = base.ok_or(FitError::NoBase { method })?;
+            let not_linear =
+                || FitError::Base { reason: format!("it is of kind {}, which has no row norms", base.kind()) };
+            let (weight, bias) = base.linear_layer().ok_or_else(not_linear)?;
+            settings.tau = grid.tau.first().copied();
+            settings.bias = grid.bias.first().copied();
+            if let Some(validation) = validation.as_ref().filter(|_| recipe.needs_validation()) {
+                let (best, points) = tau_norm::choose(grid, base, validation, shots, engine, watch)?;
+                settings = best;
+                curve = Some(points);
+                chosen.extend((grid.tau.len() > 1).then_some("tau"));
+                chosen.extend((grid.bias.len() > 1).then_some("bias"));
+            }
+            train_counts =
+                base.train_counts().map(<[u64]>::to_vec).or(train_counts.filter(|_| absent(&counts).is_none()));
+            let norms = base.row_norms().unwrap_or_default();
+            let statistics = NormStatistics::new(&norms, train_counts.as_deref());
+            warnings.extend(statistics.iter().flat_map(NormStatistics::warnings).map(|warning| warning.to_string()));
+            Parameters::Linear { weight, bias: Some(bias), scale: None }
+        }
+        Recipe::Ncm(options) => ncm::fit(options, &samples, watch)?,
+    };
+
+    let provenance = provenance(task, epoch);
+    let file = head_file(method, &parameters, &settings, prior, train_counts.as_deref(), provenance)?;
+    let head = HeadFile::parse(&file).map_err(|error| FitError::Invalid { reason: error.to_string() })?.head;
+    let report = match (&validation, task.validation) {
+        (Some(samples), Validation::Set(set)) => Some((samples, set)),
+        (Some(samples), _) => Some((samples, task.features)),
+        (None, _) => None,
+    };
+    let report = match report {
+        Some((samples, set)) => {
+            let scoring = head.scoring(head.initial_settings());
+            let evaluations = measure(samples, head.weights(), &[&scoring], shots, engine, &mut watch.quiet())?;
+            evaluations.first().map(|evaluation| FitReport {
+                report: evaluation.report(),
+                feature_set_digest: set.digest().to_hex(),
+                chosen_on_this_set: chosen,
+                epoch,
+                curve,
+            })
+        }
+        None => None,
+    };
+    Ok(Fitted { file, head, report, warnings })
+}
+
+/// What is fitted, and what it is validated on.
+fn split<'a>(task: &FitTask<'a>) -> Result<(Samples<'a>, Option<Samples<'a>>), FitError> {
+    let features = task.features;
+    match task.validation {
+        Validation::None => Ok((Samples::all(features), None)),
+        Validation::Set(set) => {
+            let mismatch =
+                |unit, found, expected| FitError::Mismatch { what: "the validation set", unit, found, expected };
+            if set.feature_dim() != features.feature_dim() {
+                return Err(mismatch("features", set.feature_dim(), features.feature_dim()));
+            }
+            if set.num_classes() != features.num_classes() {
+                return Err(mismatch("classes", set.num_classes(), features.num_classes()));
+            }
+            if set.digest() == features.digest() {
+                return Err(FitError::SameSet);
+            }
+            Ok((Samples::all(features), Some(Samples::all(set))))
+        }
+        Validation::Holdout(share) => {
+            if !(share > 0.0 && share < 1.0) {
+                return Err(FitError::HoldoutRange { share });
+            }
+            let seed = task.recipe.seed();
+            let (kept, held_out) = stratified_holdout(features.labels(), features.num_classes(), share, seed);
+            if held_out.is_empty() {
+                return Err(FitError::EmptyHoldout { share });
+            }
+            Ok((Samples::some(features, kept), Some(Samples::some(features, held_out))))
+        }
+    }
+}
+
+/// The base, if the method needs one, whose classes and features are those of the set.
+fn check_base<'a>(task: &FitTask<'a>) -> Result<Option<&'a Head>, FitError> {
+    if !task.recipe.needs_base() {
+        return Ok(None);
+    }
+    let base = task.base.ok_or(FitError::NoBase { method: task.recipe.method() })?;
+    let mismatch = |unit, found, expected| FitError::Mismatch { what: "the base", unit, found, expected };
+    if base.feature_dim() != task.features.feature_dim() {
+        return Err(mismatch("features", base.feature_dim(), task.features.feature_dim()));
+    }
+    if base.num_classes() != task.features.num_classes() {
+        return Err(mismatch("classes", base.num_classes(), task.features.num_classes()));
+    }
+    Ok(Some(base))
+}
+
+/// A word about the classes without a sample, if there are any.
+fn absent(counts: &[u64]) -> Option<String> {
+    let mut absent = counts.iter().enumerate().filter(|(_, count)| **count == 0).map(|(class, _)| class);
+    let first = absent.next()?;
+    let n = 1 + absent.count();
+    Some(format!("{n} of {} classes have no sample and are never predicted; the first is class {first}", counts.len()))
+}
+
+fn macro_accuracy(
+    samples: &Samples<'_>,
+    head: &Head,
+    shots: &[Shot],
+    engine: &mut dyn Engine,
+    watch: &mut Watch<'_>,
+) -> Result<f64, FitError> {
+    let scoring = head.scoring(head.initial_settings());
+    let correct = measure::count_correct(samples, head.weights(), &[&scoring], engine, watch)?;
+    let correct = correct.first().map_or(&[][..], Vec::as_slice);
+    Ok(Accuracies::new(correct, &samples.class_counts(), shots).macro_.unwrap_or(0.0))
+}
+
+/// The prior that this sampling leaves in a softmax classifier.
+fn prior_of(sampling: Sampling) -> TrainPrior {
+    match sampling {
+        Sampling::InstanceBalanced => TrainPrior::Joint,
+        Sampling::ClassBalanced | Sampling::ClassBalancedIid => TrainPrior::Uniform,
+        Sampling::Power(0.0) => TrainPrior::Uniform,
+        Sampling::Power(1.0) => TrainPrior::Joint,
+        Sampling::SquareRoot | Sampling::ProgressivelyBalanced | Sampling::Power(_) => TrainPrior::None,
+    }
+}
+
+/// Everything that the head depends on, in words.
+fn provenance(task: &FitTask<'_>, epoch: Option<usize>) -> BTreeMap<String, String> {
+    let mut words = task.recipe.words(task.features.num_rows());
+    words.insert("feature_set_digest".to_owned(), task.features.digest().to_hex());
+    match task.validation {
+        Validation::None => {}
+        Validation::Set(set) => _ = words.insert("validation_set_digest".to_owned(), set.digest().to_hex()),
+        Validation::Holdout(share) => _ = words.insert("holdout".to_owned(), share.to_string()),
+    }
+    if let Some(base) = task.base.filter(|_| task.recipe.needs_base()) {
+        words.insert("base_weights_digest".to_owned(), base.weights().digest().to_hex());
+    }
+    if let Some(epoch) = epoch {
+        words.insert("epoch".to_owned(), epoch.to_string());
+    }
+    words
+}
+
+/// The bytes of a head file: the same for the same head.
+fn head_file(
+    kind: HeadKind,
+    parameters: &Parameters,
+    settings: &Settings,
+    prior: TrainPrior,
+    train_counts: Option<&[u64]>,
+    mut metadata: BTreeMap<String, String>,
+) -> Result<Vec<u8>, FitError> {
+    let counts: Option<Vec<i64>> =
+        train_counts.map(|counts| counts.iter().map(|&count| i64::try_from(count).unwrap_or(i64::MAX)).collect());
+    let mut tensors: BTreeMap<String, TensorView<'_>> = BTreeMap::new();
+    let mut word = |key: &str, value: String| _ = metadata.insert(key.to_owned(), value);
+    let (matrix, transform) = match parameters {
+        Parameters::Linear { weight, bias, scale } => {
+            let vectors = [("bias", bias), ("scale", scale)];
+            for (name, vector) in vectors.into_iter().filter_map(|(name, vector)| Some((name, vector.as_ref()?))) {
+                tensors.insert(
+                    name.to_owned(),
+                    TensorView::F32(vector.as_slice().unwrap_or_default(), vec![vector.len()]),
+                );
+            }
+            tensors.insert("weight".to_owned(), matrix_view(weight));
+            (weight, "none")
+        }
+        Parameters::Ncm { centroids, mean, transform, metric } => {
+            if let Some(mean) = mean {
+                tensors
+                    .insert("mean".to_owned(), TensorView::F32(mean.as_slice().unwrap_or_default(), vec![mean.len()]));
+            }
+            tensors.insert("centroids".to_owned(), matrix_view(centroids));
+            word("metric", metric.to_string());
+            (centroids, transform.as_str())
+        }
+    };
+    word("format", FORMAT.to_owned());
+    word("kind", kind.to_string());
+    word("classes", matrix.nrows().to_string());
+    word("feature_dim", matrix.ncols().to_string());
+    word("transform", transform.to_owned());
+    word("train_prior", prior.to_string());
+    if let (HeadKind::TauNorm, Some(tau), Some(bias)) = (kind, settings.tau, settings.bias) {
+        word("tau", tau.to_string());
+        word("bias", bias_word(bias).to_owned());
+    }
+    if let Some(counts) = &counts {
+        tensors.insert("train_counts".to_owned(), TensorView::I64(counts, vec![counts.len()]));
+    }
+    let mut file = Vec::new();
+    write_safetensors(&mut file, &metadata, &tensors)
+        .map_err(|error| FitError::Invalid { reason: error.to_string() })?;
+    Ok(file)
+}
+
+fn matrix_view(matrix: &ndarray::Array2<f32>) -> TensorView<'_> {
+    TensorView::F32(matrix.as_slice().unwrap_or_default(), vec![matrix.nrows(), matrix.ncols()])
+}
+
+fn bias_word(bias: BiasMode) -> &'static str {
+    match bias {
+        BiasMode::Drop => "drop",
+        BiasMode::Keep => "keep",
+        BiasMode::Scale => "scale",
+    }
+}

@@ -1,0 +1,133 @@
+//! The nearest class mean.
+
+use ndarray::Array2;
+
+use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::in_parallel};
+use crate::heads::{NORM_EPSILON, Parameters, Transform};
+
+/// Rows whose sum is one piece of work; fixed, so that the sums do not depend on the number of threads.
+const ROWS_PER_PIECE: usize = 1024;
+/// Pieces between two looks at whether anybody still wants the result.
+const PIECES_AT_ONCE: usize = 64;
+
+/// `cⱼ = mean of g(x) over the rows of class j`, not normalised again, with `g` one of `x`, `x/‖x‖`, `(x − μ)/‖x − μ‖` and μ
+/// the mean of all rows. A class without a row gets zeros, and is masked by its count.
+///
+/// # Reference
+/// Kang et al., ICLR 2020, section 4.2; the reference code's `feat_type` and its instance mean.
+pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch<'_>) -> Result<Parameters, FitError> {
+    let counts = samples.class_counts();
+    let n_passes = if options.transform == Transform::Cl2n { 2.0 } else { 1.0 };
+    let mut passes_done = 0.0;
+    let mut sums = |map: &Map<'_>| -> Result<Array2<f64>, FitError> {
+        let before = passes_done;
+        passes_done += 1.0;
+        class_sums(samples, &counts, map, |share| {
+            let done = (before + share) / n_passes;
+            let samples_seen = (done * n_passes * samples.len() as f64) as usize;
+            watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen })
+        })
+    };
+    let mean = match options.transform {
+        Transform::Cl2n => {
+            let total = sums(&Map { mean: None, normalize: false })?.sum_axis(ndarray::Axis(0));
+            Some((total / samples.len() as f64).mapv(|value| value as f32))
+        }
+        Transform::None | Transform::L2n => None,
+    };
+    let map =
+        Map { mean: mean.as_ref().and_then(|mean| mean.as_slice()), normalize: options.transform != Transform::None };
+    let mut centroids = sums(&map)?;
+    for (mut row, &count) in centroids.rows_mut().into_iter().zip(&counts) {
+        row /= count.max(1) as f64;
+    }
+    Ok(Parameters::Ncm {
+        centroids: centroids.mapv(|value| value as f32),
+        mean,
+        transform: options.transform,
+        metric: options.metric,
+    })
+}
+
+/// `g`.
+struct Map<'a> {
+    mean: Option<&'a [f32]>,
+    normalize: bool,
+}
+
+/// The sum of `g(x)` over the rows of each class, `[C, D]`, in f64.
+///
+/// The rows are visited class by class: the sum of one class stays in the nearest cache, where that of all would be read and
+/// written for every row.
+fn class_sums(
+    samples: &Samples<'_>,
+    counts: &[u64],
+    map: &Map<'_>,
+    mut tell: impl FnMut(f64) -> Result<(), FitError>,
+) -> Result<Array2<f64>, FitError> {
+    let dim = samples.feature_dim();
+    let mut by_class: Vec<u32> = vec![0; samples.len()];
+    let mut next: Vec<usize> = counts
+        .iter()
+        .scan(0, |end, &count| {
+            let start = *end;
+            *end += count as usize;
+            Some(start)
+        })
+        .collect();
+    let mut pieces = Vec::new();
+    for (class, (&start, &count)) in next.iter().zip(counts).enumerate() {
+        let end = start + count as usize;
+        pieces.extend((start..end).step_by(ROWS_PER_PIECE).map(|from| (class, from..(from + ROWS_PER_PIECE).min(end))));
+    }
+    for (sample, &label) in (0u32..).zip(samples.labels()) {
+        let place = &mut next[label as usize];
+        by_class[*place] = samples.row(sample);
+        *place += 1;
+    }
+    let table = samples.table();
+    let values = table.as_slice().unwrap_or_default();
+    let mut sums = Array2::<f64>::zeros((samples.num_classes(), dim));
+    let mut n_done = 0;
+    for some in pieces.chunks(PIECES_AT_ONCE) {
+        let parts = in_parallel(some, |(_, rows)| {
+            let mut sum = vec![0.0f64; dim];
+            for &row in &by_class[rows.clone()] {
+                let row = &values[row as usize * dim..(row as usize + 1) * dim];
+                add_mapped(row, map, &mut sum);
+            }
+            sum
+        });
+        for ((class, rows), part) in some.iter().zip(parts) {
+            sums.row_mut(*class).iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+            n_done += rows.len();
+        }
+        tell(n_done as f64 / samples.len() as f64)?;
+    }
+    Ok(sums)
+}
+
+fn add_mapped(row: &[f32], map: &Map<'_>, sum: &mut [f64]) {
+    match (map.mean, map.normalize) {
+        (None, false) => sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x)),
+        (None, true) => {
+            let scale = 1.0 / norm(row.iter().map(|&x| f64::from(x)));
+            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += scale * f64::from(x));
+        }
+        (Some(mean), _) => {
+            let centred = || row.iter().zip(mean).map(|(&x, &mean)| f64::from(x) - f64::from(mean));
+            let scale = 1.0 / norm(centred());
+            sum.iter_mut().zip(centred()).for_each(|(sum, x)| *sum += scale * x);
+        }
+    }
+}
+
+/// `max(‖x‖, 1e-12)`: a row of zeros stays one.
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    // Eight sums side by side: one alone would wait for each addition to end.
+    let mut sums = [0.0f64; 8];
+    for (index, value) in values.enumerate() {
+        sums[index % 8] += value * value;
+    }
+    sums.iter().sum::<f64>().sqrt().max(f64::from(NORM_EPSILON))
+}
