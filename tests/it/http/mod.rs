@@ -3,6 +3,7 @@
 mod accuracy;
 mod admin;
 mod errors;
+mod fits;
 mod inference;
 mod lifecycle;
 mod metrics;
