@@ -109,11 +109,30 @@ struct FitBody {
     #[serde(default, deserialize_with = "present")]
     base: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    validation: Option<ValidationChoice>,
+    validation: Option<ValidationBody>,
     #[serde(default)]
     publish: PublishPolicy,
     #[serde(default)]
     params: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ValidationBody {
+    #[serde(default, deserialize_with = "present")]
+    feature_set: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    holdout: Option<f64>,
+}
+
+impl ValidationBody {
+    fn choice(self) -> Result<ValidationChoice, ApiError> {
+        match (self.feature_set, self.holdout) {
+            (Some(id), None) => Ok(ValidationChoice::FeatureSet(id)),
+            (None, Some(share)) => Ok(ValidationChoice::Holdout(share)),
+            _ => Err(ApiError::Invalid("`validation` takes one of `feature_set` and `holdout`".to_owned())),
+        }
+    }
 }
 
 /// `POST /admin/v1/models/{model}/fits`
@@ -127,6 +146,7 @@ pub(super) async fn submit(
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let FitBody { method, feature_set, head, base, validation, publish, params } =
         json_body(&app, arrived, &headers, body).await?;
+    let validation = validation.map(ValidationBody::choice).transpose()?;
     let request = FitRequest { method, feature_set, head, base, validation, publish, params };
     let name = model.name().to_owned();
     let record = blocking(move || app.jobs.submit(&model, &request)).await?;
