@@ -27,7 +27,11 @@ struct Process {
 impl Process {
     /// Starts it, and waits until it is ready.
     async fn serve(flags: &[&str], log: &str) -> Self {
-        let state = TempDir::new().unwrap();
+        Self::serve_in(TempDir::new().unwrap(), flags, log).await
+    }
+
+    /// The same with a state directory that is there already.
+    async fn serve_in(state: TempDir, flags: &[&str], log: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
             command.env_remove(name);
@@ -250,4 +254,18 @@ async fn hundreds_of_files_that_lie_take_no_memory() {
     process.get("/readyz").await.expect(200);
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
+}
+
+#[tokio::test]
+async fn a_damaged_feature_set_is_named_in_the_log_at_the_start() {
+    let state = TempDir::new().unwrap();
+    let folder = state.path().join("models/icons30/feature-sets");
+    std::fs::create_dir_all(&folder).unwrap();
+    let name = format!("{}.safetensors", "0123456789abcdef".repeat(4));
+    std::fs::write(folder.join(&name), "damaged").unwrap();
+    let process = Process::serve_in(state, &[], "info").await;
+    assert!(process.state.path().join("models/icons30/feature-sets").join(&name).exists());
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    assert!(log.contains(&name) && log.contains("is not available: not a readable safetensors file"), "{log}");
 }
