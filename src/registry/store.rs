@@ -4,7 +4,7 @@
 //! STATE/lock                                    held while a server runs
 //! STATE/admin-token                             mode 0600
 //! STATE/models/NAME/blobs/SHA256                head files, immutable, named by their content
-//! STATE/models/NAME/feature-sets/               uploaded feature sets; see feature_sets.rs
+//! STATE/models/NAME/feature-sets/               uploaded feature sets; see feature_sets/
 //! STATE/models/NAME/generations/00000000042.json   one manifest a state, written once and never changed
 //! ```
 //!

@@ -67,7 +67,10 @@ pub struct FeatureSetStore {
     feature_dim: usize,
     quota: Arc<FeatureSetQuota>,
     metrics: FeatureSetMetrics,
+    /// Locked for moments only: requests look here.
     sets: Mutex<BTreeMap<String, Arc<StoredSet>>>,
+    /// Held by the one who changes what is kept, while the disk is written to.
+    writer: Mutex<()>,
     /// The number of the next upload's temporary file.
     next_upload: AtomicU64,
     // Holds the lock of the state directory.
@@ -146,6 +149,7 @@ impl FeatureSetStore {
             quota,
             metrics,
             sets: Mutex::default(),
+            writer: Mutex::default(),
             next_upload: AtomicU64::new(0),
             _dir: dir,
         };
@@ -247,22 +251,28 @@ impl FeatureSetStore {
     /// # Errors
     /// [`RegistryError::FeatureSetNotFound`]; [`RegistryError::FeatureSetInUse`] while a guard is held.
     pub fn delete(&self, id: &str) -> Result<(), RegistryError> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sets = self.lock();
-        let stored = sets.get(id).ok_or_else(|| RegistryError::FeatureSetNotFound { id: id.to_owned() })?;
+        let stored = sets.get(id).cloned().ok_or_else(|| RegistryError::FeatureSetNotFound { id: id.to_owned() })?;
         if stored.uses.load(Ordering::Acquire) > 0 {
             return Err(RegistryError::FeatureSetInUse { id: id.to_owned() });
         }
+        // From here on nobody gets a guard.
+        sets.remove(id);
+        drop(sets);
         let digest = stored.set.digest().to_hex();
         let path = self.set_path(&digest);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io_error(&path)(error).into()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                self.lock().insert(id.to_owned(), stored);
+                return Err(io_error(&path)(error).into());
+            }
             _ => {}
         }
         // Without its set it is removed at the next start.
         let _ = fs::remove_file(self.record_path(&digest));
         tracing::info!(id, name = stored.name, "deleted feature set `{}`", stored.name);
-        sets.remove(id);
-        self.observe(&sets);
+        self.observe(&self.lock());
         Ok(())
     }
 
@@ -290,8 +300,11 @@ impl FeatureSetStore {
     ) -> Result<(Arc<StoredSet>, bool), RegistryError> {
         let digest = set.digest().to_hex();
         let id = id_of(set.digest());
-        let mut sets = self.lock();
-        let known = sets.get(&id).cloned();
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, n_sets, last) = {
+            let sets = self.lock();
+            (sets.get(&id).cloned(), sets.len(), sets.values().map(|stored| stored.order).max().unwrap_or(0))
+        };
         if let Some(known) = &known {
             if known.set.digest() != set.digest() {
                 let problem = format!("another feature set has the id {id}");
@@ -301,13 +314,10 @@ impl FeatureSetStore {
                 return Ok((Arc::clone(known), false));
             }
         }
-        if known.is_none() && sets.len() >= MAX_SETS {
+        if known.is_none() && n_sets >= MAX_SETS {
             return Err(RegistryError::StorageFull { reason: format!("there are {MAX_SETS} feature sets already") });
         }
-        let order = match &known {
-            Some(known) => known.order,
-            None => sets.values().map(|stored| stored.order + 1).max().unwrap_or(1),
-        };
+        let order = known.as_ref().map_or(last.saturating_add(1), |known| known.order);
         let name = name.unwrap_or(&id).to_owned();
         let record_path = self.record_path(&digest);
         let record = serde_json::to_vec(&Record { name: name.clone(), order })
@@ -332,6 +342,7 @@ impl FeatureSetStore {
         };
         let stored = Arc::new(stored);
         tracing::info!(id, name = stored.name, rows = stored.set.num_rows(), "keeping feature set `{}`", stored.name);
+        let mut sets = self.lock();
         sets.insert(id, Arc::clone(&stored));
         self.observe(&sets);
         Ok((stored, known.is_none()))
