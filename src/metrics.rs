@@ -217,6 +217,16 @@ impl Metrics {
         }
     }
 
+    /// Lets the series of the fits of a model be there from the start.
+    pub fn announce_fits(&self, model: &str, methods: &[&str], ends: &[&str]) {
+        for method in methods {
+            self.fit_duration.with_label_values(&[model, method]);
+            for end in ends {
+                self.fits.with_label_values(&[model, method, end]);
+            }
+        }
+    }
+
     /// Counts a fit that has ended.
     pub fn fit_ended(&self, model: &str, method: &str, state: &str) {
         self.fits.with_label_values(&[model, method, state]).inc();

@@ -58,7 +58,7 @@ pub enum JobError {
         id: String,
     },
     /// Nothing is left to cancel.
-    #[error("fit `{id}` is finished: it is {state}", state = state.as_str())]
+    #[error("fit `{id}` has ended: it is {state}", state = state.as_str())]
     Finished {
         /// The id.
         id: String,

@@ -34,7 +34,7 @@ pub use request::FitRequest;
 
 use self::request::Inputs;
 use crate::{
-    heads::Digest,
+    heads::{Digest, HeadKind},
     metrics::{FitMetrics, Metrics},
     registry::{Model, StateError},
 };
@@ -43,6 +43,9 @@ use crate::{
 const FINISHED_KEPT: usize = 200;
 /// What a fit says that was ended by the end of the server.
 const INTERRUPTED: &str = "the server stopped while it ran";
+
+/// Every method.
+const METHODS: [HeadKind; 5] = [HeadKind::Joint, HeadKind::Crt, HeadKind::Lws, HeadKind::Ncm, HeadKind::TauNorm];
 
 /// How fits are run.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +113,8 @@ impl FitJobs {
     pub fn start(&self, models: &[Arc<Model>]) -> Result<(), StateError> {
         for model in models {
             let metrics = self.shared.metrics.of_fits(model.name());
+            let ends = FitState::ENDS.map(FitState::as_str);
+            self.shared.metrics.announce_fits(model.name(), &METHODS.map(HeadKind::as_str), &ends);
             let jobs = restored(model)?;
             let next_number = jobs.iter().map(|job| job.record().number + 1).max().unwrap_or(1);
             let of_model = ModelJobs { jobs, next_number, metrics };

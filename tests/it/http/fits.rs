@@ -433,9 +433,11 @@ async fn evaluation_with_tau_gives_a_curve() {
 
 #[tokio::test]
 async fn many_evaluations_at_once_are_answered_or_refused() {
-    let (app, train, _) = shared().await;
+    let setup = Setup::new();
+    let app = setup.start();
+    let train = upload(&app, "train").await;
     let body = json!({ "feature_set": train, "tau": (0..1000).map(|i| f64::from(i) / 200.0).collect::<Vec<_>>() });
-    let asked = (0..6).map(|_| post(app, "heads/tau/evaluate", &body));
+    let asked = (0..6).map(|_| post(&app, "heads/tau/evaluate", &body));
     let mut answered = 0;
     for answer in futures_util::future::join_all(asked).await {
         match answer.status {
@@ -444,7 +446,7 @@ async fn many_evaluations_at_once_are_answered_or_refused() {
         }
     }
     assert!(answered > 0);
-    post(app, "heads/tau/evaluate", &json!({ "feature_set": train })).await.expect(200);
+    post(&app, "heads/tau/evaluate", &json!({ "feature_set": train })).await.expect(200);
 }
 
 #[tokio::test]
