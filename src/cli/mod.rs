@@ -1,22 +1,28 @@
 //! The command line: one file a subcommand.
 //!
 //! ```text
-//! serve      classify   extract   import   inspect
+//! serve      classify   extract   fit   evaluate   import   inspect
 //! model      loads a model without a server, through the same line that the server uses
 //! images     runs files through it, some at a time, in order
-//! failure    one line on standard error
+//! fit_files  what fits and evaluations read: feature sets within a limit, heads, training counts
+//! reports    reports as tables
+//! failure    one line on standard error, and the exit code
 //! whole_file, progress, text
 //! ```
 
 mod classify;
+mod evaluate;
 mod extract;
 mod failure;
+mod fit;
+mod fit_files;
 mod images;
 mod import;
 mod inspect;
 mod labelled_files;
 mod model;
 mod progress;
+mod reports;
 mod serve;
 mod text;
 mod whole_file;
@@ -43,6 +49,12 @@ enum Command {
     /// Write the features of labelled images to a file, for `fit` and `evaluate`
     #[command(after_help = extract::NOTES)]
     Extract(Box<extract::ExtractOptions>),
+    /// Fit a head on features with labels, and report on it
+    #[command(after_help = fit::NOTES)]
+    Fit(Box<fit::FitOptions>),
+    /// Say how often a head is right on features with labels, overall and by shot
+    #[command(after_help = evaluate::NOTES)]
+    Evaluate(Box<evaluate::EvaluateOptions>),
     /// Make a model directory of an ONNX classifier
     #[command(after_help = import::NOTES)]
     Import(Box<import::ImportOptions>),
@@ -58,6 +70,8 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(*options),
         Command::Classify(options) => classify::run(&options),
         Command::Extract(options) => extract::run(&options),
+        Command::Fit(options) => fit::run(&options),
+        Command::Evaluate(options) => evaluate::run(&options),
         Command::Import(options) => import::run(&options),
         Command::Inspect(options) => inspect::run(&options),
     };
@@ -66,7 +80,7 @@ pub fn main() -> ExitCode {
         Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("equipoise: {}", failure::one_line(&error));
-            ExitCode::FAILURE
+            failure::exit_code(&error)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::Sampling;
@@ -210,20 +210,16 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] names the parameter.
     pub fn new(method: HeadKind, mut params: Map<String, Value>) -> Result<Self, RecipeError> {
-        let problem = |error: serde_json::Error| RecipeError::Params { method, problem: error.to_string() };
         match method {
-            HeadKind::Joint | HeadKind::Crt => {
-                let params = serde_json::from_value(Value::Object(params)).map_err(problem)?;
-                Ok(Self::Linear(method, softmax(method, params)?))
-            }
+            HeadKind::Joint | HeadKind::Crt => Ok(Self::Linear(method, softmax(method, read_params(method, params)?)?)),
             HeadKind::Lws => {
                 let init = params.remove(LWS_ONLY).map_or(Ok(LwsInit::Ones), serde_json::from_value);
-                let init = init.map_err(problem)?;
-                let params = serde_json::from_value(Value::Object(params)).map_err(problem)?;
-                Ok(Self::Lws(softmax(method, params)?, init))
+                let init =
+                    init.map_err(|error| RecipeError::Params { method, problem: format!("`{LWS_ONLY}`: {error}") })?;
+                Ok(Self::Lws(softmax(method, read_params(method, params)?)?, init))
             }
             HeadKind::TauNorm => {
-                let params: TauNormParams = serde_json::from_value(Value::Object(params)).map_err(problem)?;
+                let params: TauNormParams = read_params(method, params)?;
                 let tau = params.tau.unwrap_or_else(|| (0..=20).map(|step| f64::from(step) / 10.0).collect());
                 const RANGE: &str = "a list of 1 to 10000 numbers from 0 to 5";
                 if !(1..=10_000).contains(&tau.len()) {
@@ -245,7 +241,7 @@ impl Recipe {
                 Ok(Self::TauNorm(TauGrid { tau, bias, seed: params.seed }))
             }
             HeadKind::Ncm => {
-                let params: NcmParams = serde_json::from_value(Value::Object(params)).map_err(problem)?;
+                let params: NcmParams = read_params(method, params)?;
                 let unknown = |key: &'static str, range: &'static str, found: &str| RecipeError::OutOfRange {
                     key,
                     range,
@@ -324,6 +320,23 @@ impl Recipe {
     pub fn needs_validation(&self) -> bool {
         matches!(self, Self::TauNorm(grid) if grid.tau.len() * grid.bias.len() > 1)
     }
+}
+
+/// `params` as `T`, of which no key is required. The error names the key: of a value of another type serde says the type
+/// alone.
+fn read_params<T: DeserializeOwned>(method: HeadKind, params: Map<String, Value>) -> Result<T, RecipeError> {
+    let error = match T::deserialize(&Value::Object(params.clone())) {
+        Ok(read) => return Ok(read),
+        Err(error) => error.to_string(),
+    };
+    let is_wrong = |(key, value): &(String, Value)| {
+        T::deserialize(&Value::Object(Map::from_iter([(key.clone(), value.clone())]))).is_err()
+    };
+    let problem = match params.into_iter().find(is_wrong) {
+        Some((key, _)) if !error.contains(&format!("`{key}`")) => format!("`{key}`: {error}"),
+        _ => error,
+    };
+    Err(RecipeError::Params { method, problem })
 }
 
 /// The name that a variant has in JSON.

@@ -1,7 +1,9 @@
 //! The command line, through the built binary: what it prints, where, and its exit codes.
 
 mod classify;
+mod evaluate;
 mod extract;
+mod fit;
 mod import;
 mod inspect;
 
@@ -73,12 +75,14 @@ fn fails(arguments: &[&str], parts: &[&str]) {
 fn is_wrong_usage(arguments: &[&str], part: &str) {
     let Output { status, stdout, stderr } = equipoise(arguments).output().expect("the binary runs");
     assert_eq!((status.code(), stdout.len()), (Some(2), 0), "{arguments:?}");
-    assert!(text(&stderr).contains(part), "{arguments:?}: no `{part}` in: {}", text(&stderr));
+    // Long arguments wrap its own lines.
+    let words = text(&stderr).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains(part), "{arguments:?}: no `{part}` in: {words}");
 }
 
 #[test]
 fn every_flag_has_a_twin_in_the_environment_and_a_word_about_it() {
-    for command in ["serve", "classify", "extract", "import", "inspect"] {
+    for command in ["serve", "classify", "extract", "fit", "evaluate", "import", "inspect"] {
         let help = prints(&[command, "--help"]);
         let packed: String = help.split_whitespace().collect();
         let flags = help.lines().filter_map(|line| {
