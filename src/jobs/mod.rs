@@ -274,7 +274,7 @@ fn restored(model: &Arc<Model>) -> Result<Vec<Arc<FitJob>>, StateError> {
             Ok(record) => {
                 let job = FitJob::restored(Arc::clone(model), files.clone(), record);
                 if !job.record().state.is_finished() {
-                    job.change(|record| interrupted(record));
+                    job.change(interrupted);
                 }
                 jobs.push(Arc::new(job));
             }
