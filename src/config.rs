@@ -72,6 +72,16 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_MAX_BODY_BYTES", value_name = "BYTES")]
     pub max_body_bytes: Option<usize>,
 
+    /// Largest upload of a feature set, in bytes, and the most that it may unpack to; more is answered 413. It bounds these
+    /// uploads alone, in place of --max-body-bytes [default: 4294967296]
+    #[arg(long, env = "EQUIPOISE_MAX_FEATURE_SET_BYTES", value_name = "BYTES")]
+    pub max_feature_set_bytes: Option<u64>,
+
+    /// Room on the disk for the feature sets of all models, in bytes, uploads under way included; beyond it an upload is
+    /// answered 507 [default: 68719476736]
+    #[arg(long, env = "EQUIPOISE_MAX_FEATURE_SETS_BYTES", value_name = "BYTES")]
+    pub max_feature_sets_bytes: Option<u64>,
+
     /// Most pixels of an image, by its header, before it is decoded; a larger one is answered 422 [default: 50000000]
     #[arg(long, env = "EQUIPOISE_MAX_IMAGE_PIXELS", value_name = "PIXELS")]
     pub max_image_pixels: Option<u64>,
@@ -215,6 +225,10 @@ pub struct Config {
     pub max_request_time: Duration,
     /// Bytes of a body.
     pub max_body_bytes: usize,
+    /// Bytes of a feature set.
+    pub max_feature_set_bytes: u64,
+    /// Bytes of all feature sets.
+    pub max_feature_sets_bytes: u64,
     /// Pixels of an image, if that was said.
     pub max_image_pixels: Option<u64>,
     /// Connections at once.
@@ -265,6 +279,8 @@ impl ServeOptions {
             max_queue_delay_ms: self.max_queue_delay_ms.or(file.max_queue_delay_ms),
             max_request_time_ms: self.max_request_time_ms.or(file.max_request_time_ms),
             max_body_bytes: self.max_body_bytes.or(file.max_body_bytes),
+            max_feature_set_bytes: self.max_feature_set_bytes.or(file.max_feature_set_bytes),
+            max_feature_sets_bytes: self.max_feature_sets_bytes.or(file.max_feature_sets_bytes),
             max_image_pixels: self.max_image_pixels.or(file.max_image_pixels),
             max_connections: self.max_connections.or(file.max_connections),
             shutdown_delay_s: self.shutdown_delay_s.or(file.shutdown_delay_s),
@@ -306,6 +322,8 @@ impl ServeOptions {
             max_queue_delay: milliseconds(self.max_queue_delay_ms, 0),
             max_request_time: milliseconds(self.max_request_time_ms, 30_000),
             max_body_bytes: self.max_body_bytes.unwrap_or(32 << 20),
+            max_feature_set_bytes: self.max_feature_set_bytes.unwrap_or(4 << 30),
+            max_feature_sets_bytes: self.max_feature_sets_bytes.unwrap_or(64 << 30),
             max_image_pixels: self.max_image_pixels,
             max_connections: self.max_connections.map_or(1024, NonZeroUsize::get),
             shutdown_delay: seconds(self.shutdown_delay_s, 0),

@@ -55,6 +55,8 @@ pub struct Metrics {
     head_tau: GaugeVec,
     head_info: IntGaugeVec,
     model_info: IntGaugeVec,
+    feature_sets: IntGaugeVec,
+    feature_set_bytes: IntGaugeVec,
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
@@ -130,6 +132,8 @@ impl Metrics {
                 "1 for each loaded model and the execution provider that it really uses",
                 &["model", "provider"],
             ),
+            feature_sets: int_gauge("equipoise_feature_sets", "Feature sets that are kept", &["model"]),
+            feature_set_bytes: int_gauge("equipoise_feature_set_bytes", "Bytes on the disk that they take", &["model"]),
             registry,
         };
         let build_info: IntGaugeVec = register(
@@ -162,6 +166,14 @@ impl Metrics {
             queue_depth: self.queue_depth.with_label_values(&[model]),
             queue_capacity: self.queue_capacity.with_label_values(&[model]),
             image_errors: self.image_errors.clone(),
+        }
+    }
+
+    /// The metrics of a model's feature sets, with their labels resolved.
+    pub fn of_feature_sets(&self, model: &str) -> FeatureSetMetrics {
+        FeatureSetMetrics {
+            sets: self.feature_sets.with_label_values(&[model]),
+            bytes: self.feature_set_bytes.with_label_values(&[model]),
         }
     }
 
@@ -235,6 +247,15 @@ impl ModelMetrics {
     pub fn image_error(&self, reason: &str) {
         self.image_errors.with_label_values(&[reason]).inc();
     }
+}
+
+/// The metrics of a model's feature sets.
+#[derive(Clone, Debug)]
+pub struct FeatureSetMetrics {
+    /// Feature sets that are kept.
+    pub sets: IntGauge,
+    /// Bytes on the disk that they take.
+    pub bytes: IntGauge,
 }
 
 /// The metrics of one head.

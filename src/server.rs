@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
-    registry::{LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
+    registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
 };
 
 /// Images in one pass of the backbone. On two CPU cores larger batches gained nothing and cost memory; a GPU wants more.
@@ -103,6 +103,7 @@ pub fn load_options(
         decode_pool: DecodePool::start(config.decode_threads).map_err(ServerError::Thread)?,
         metrics,
         state_dir,
+        feature_sets: Arc::new(FeatureSetQuota::new(config.max_feature_set_bytes, config.max_feature_sets_bytes)),
     })
 }
 

@@ -116,6 +116,7 @@ read back with Pillow and ONNX Runtime.
 | `backbone.onnx` | image [N, 3, {recipe.crop}, {recipe.crop}] to features [N, {dim}], float32, N free |
 | `heads/*.safetensors` | joint, crt, lws, ncm; tau-norm derives from joint in `model.toml` |
 | `features/train.npz`, `features/val.npz` | features and labels of the training and validation images, for refitting heads |
+| `features/test.npz` | the same of the test images, made by `equipoise extract models/icons30/test -o models/icons30/features/test.npz` |
 | `test/<label>/<nn>.png` | the test split, {recipe.render_size}x{recipe.render_size} |
 | `accuracy.json` | the accuracies above |
 | `sources.csv`, `ATTRIBUTION.md` | where every image comes from |

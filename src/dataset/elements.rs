@@ -2,9 +2,11 @@
 
 use std::io::{ErrorKind, Read};
 
-use ndarray::Array2;
-
-use super::{FeatureSetError, MAX_CLASSES, feature_set::check_shape};
+use super::{
+    Expected, FeatureSetError, MAX_CLASSES,
+    feature_set::check_shape,
+    sink::{Shape, Sink},
+};
 
 /// The names that the features may have.
 pub(super) const FEATURES: [&str; 2] = ["features", "feats"];
@@ -91,16 +93,20 @@ impl Layout {
         Ok(Checked { member: self.member, element, fortran_order: false, rows, columns: 1 })
     }
 
-    /// Checks the type, the shape and the number of bytes of the features, before they are read.
+    /// Checks the type, the shape and the number of bytes of the features, before anything is read.
     pub(super) fn check_features(
         &self,
         n_labels: u64,
         n_bytes: u64,
+        expected: &Expected,
         held: &mut Budget,
     ) -> Result<Checked, FeatureSetError> {
         let element = self.element(&[Class::Float], "float16, float32 or float64")?;
         let &[rows, columns] = self.shape.as_slice() else { return Err(self.dimensions("two dimensions")) };
         check_shape(rows, columns, n_labels)?;
+        if let Some(feature_dim) = expected.feature_dim.filter(|&feature_dim| feature_dim as u64 != columns) {
+            return Err(FeatureSetError::FeatureDim { found: columns, expected: feature_dim });
+        }
         self.check_bytes(element, n_bytes, held)?;
         Ok(Checked { member: self.member, element, fortran_order: self.fortran_order, rows, columns })
     }
@@ -134,13 +140,9 @@ impl Checked {
         self.rows
     }
 
-    fn allocate<T>(&self) -> Result<(usize, usize, Vec<T>), FeatureSetError> {
-        let too_large = || FeatureSetError::Io(ErrorKind::OutOfMemory.into());
-        let rows = usize::try_from(self.rows).map_err(|_| too_large())?;
-        let columns = usize::try_from(self.columns).map_err(|_| too_large())?;
-        let mut values = Vec::new();
-        values.try_reserve_exact(rows.checked_mul(columns).ok_or_else(too_large)?).map_err(|_| too_large())?;
-        Ok((rows, columns, values))
+    /// The shape of features.
+    pub(super) fn shape(&self) -> Result<Shape, FeatureSetError> {
+        Shape::new(self.rows, self.columns, self.fortran_order)
     }
 
     /// Reads labels; each must be below `num_classes`, or [`MAX_CLASSES`].
@@ -148,56 +150,44 @@ impl Checked {
         &self,
         source: &mut impl Read,
         num_classes: Option<usize>,
-    ) -> Result<Vec<u32>, FeatureSetError> {
-        let (rows, _, mut labels) = self.allocate()?;
+        sink: &mut impl Sink,
+    ) -> Result<(), FeatureSetError> {
+        let shape = self.shape()?;
         let num_classes = num_classes.unwrap_or(MAX_CLASSES);
-        self.read_blocks(source, rows, |block| {
+        let mut n_read = 0;
+        let mut labels = Vec::with_capacity(BLOCK_BYTES / self.element.size);
+        self.read_blocks(source, shape.rows, |block| {
+            labels.clear();
             for bytes in block.chunks_exact(self.element.size) {
                 let label = integer(bytes, self.element);
                 let in_range = usize::try_from(label).is_ok_and(|label| label < num_classes);
                 match u32::try_from(label) {
                     Ok(label) if in_range => labels.push(label),
-                    _ => return Err(FeatureSetError::LabelOutOfRange { row: labels.len(), label, num_classes }),
+                    _ => {
+                        let row = n_read + labels.len();
+                        return Err(FeatureSetError::LabelOutOfRange { row, label, num_classes });
+                    }
                 }
             }
-            Ok(())
-        })?;
-        Ok(labels)
+            n_read += labels.len();
+            sink.put_labels(&labels)
+        })
     }
 
-    /// Reads features as float32 in row-major order.
-    pub(super) fn read_features(&self, source: &mut impl Read) -> Result<Array2<f32>, FeatureSetError> {
-        let (rows, columns, mut values) = self.allocate()?;
-        let n_elements = rows * columns;
-        // Where the element of a column-major file belongs.
-        let place = |element: usize| (element % rows) * columns + element / rows;
+    /// Reads features as float32, in the order of the file.
+    pub(super) fn read_features(&self, source: &mut impl Read, sink: &mut impl Sink) -> Result<(), FeatureSetError> {
+        let shape = self.shape()?;
         let mut n_read = 0;
-        if self.fortran_order {
-            values.resize(n_elements, 0.0);
-        }
         let mut converted = Vec::with_capacity(BLOCK_BYTES / 2);
-        self.read_blocks(source, n_elements, |block| {
+        self.read_blocks(source, shape.n_elements(), |block| {
             converted.clear();
             convert(block, self.element, &mut converted);
             if let Some(offset) = converted.iter().position(|value| !value.is_finite()) {
-                let element = n_read + offset;
-                let index = if self.fortran_order { place(element) } else { element };
-                return Err(FeatureSetError::NotFinite { row: index / columns, column: index % columns });
-            }
-            if self.fortran_order {
-                for (offset, &value) in converted.iter().enumerate() {
-                    values[place(n_read + offset)] = value;
-                }
-            } else {
-                values.extend_from_slice(&converted);
+                let index = shape.place(n_read + offset);
+                return Err(FeatureSetError::NotFinite { row: index / shape.columns, column: index % shape.columns });
             }
             n_read += converted.len();
-            Ok(())
-        })?;
-        Array2::from_shape_vec((rows, columns), values).map_err(|_| FeatureSetError::Short {
-            member: self.member,
-            expected: n_elements as u64,
-            found: n_read as u64,
+            sink.put_features(&converted)
         })
     }
 

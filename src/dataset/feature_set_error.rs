@@ -128,6 +128,14 @@ pub enum FeatureSetError {
         /// N of the labels.
         labels: u64,
     },
+    /// Not as many columns as were asked for.
+    #[error("the features have {found} columns, and the model has {expected} features")]
+    FeatureDim {
+        /// D of the features.
+        found: u64,
+        /// What it must be.
+        expected: usize,
+    },
     /// NaN, an infinity, or a number beyond float32.
     #[error("the features of row {row} are not finite float32 numbers: see column {column}")]
     NotFinite {
@@ -145,5 +153,19 @@ pub enum FeatureSetError {
         label: i128,
         /// C.
         num_classes: usize,
+    },
+    /// The content is not what it was when its digest was taken.
+    #[error("its content has the SHA-256 {found}, and its metadata say {expected}")]
+    Digest {
+        /// Of the content.
+        found: String,
+        /// What the metadata say.
+        expected: String,
+    },
+    /// A file that can be read, and cannot be mapped.
+    #[error("it cannot be mapped: {reason}")]
+    NotMappable {
+        /// Why.
+        reason: &'static str,
     },
 }

@@ -2,14 +2,22 @@
 
 use std::io::{Read, Seek};
 
-use ndarray::Array2;
-use zip::{CompressionMethod, ZipArchive, read::ZipFile, result::ZipError};
+use zip::{
+    CompressionMethod, ZipArchive,
+    read::{Config, ZipFile},
+    result::ZipError,
+    unstable::read::ZipIterable,
+};
 
 use super::{
-    FeatureSetError,
+    Expected, FeatureSetError,
     elements::{Budget, FEATURES, LABELS, Layout, damaged},
     npy_header,
+    sink::Sink,
 };
+
+/// A few hundred bytes are kept for each.
+const MAX_MEMBERS: usize = 10_000;
 
 /// A member of the archive that is an array of ours.
 struct Member {
@@ -18,12 +26,13 @@ struct Member {
     unpacked_bytes: u64,
 }
 
-/// Reads features and labels; see `FeatureSet::read`.
+/// Reads features and labels into `sink`; see `FeatureSet::read`.
 pub(super) fn read(
-    source: impl Read + Seek,
-    num_classes: Option<usize>,
-    max_bytes: u64,
-) -> Result<(Array2<f32>, Vec<u32>), FeatureSetError> {
+    mut source: impl Read + Seek,
+    expected: &Expected,
+    sink: &mut impl Sink,
+) -> Result<(), FeatureSetError> {
+    check_directory(&mut source)?;
     let mut archive = ZipArchive::new(source).map_err(|error| container(&error))?;
     // Of members with one name the library keeps the last; another reader may keep the first.
     if archive.has_duplicate_names() {
@@ -37,20 +46,36 @@ pub(super) fn read(
     let labels = find(&archive, LABELS)?.ok_or(FeatureSetError::MissingLabels)?;
 
     // What the archive declares, before any of it is read. The library holds the unpacked bytes to that size.
-    let mut unpacked = Budget::new(max_bytes);
+    let mut unpacked = Budget::new(expected.max_bytes);
     unpacked.take(labels.name, labels.unpacked_bytes.into())?;
     unpacked.take(features.name, features.unpacked_bytes.into())?;
 
-    let mut held = Budget::new(max_bytes);
-    let (layout, n_bytes, mut data) = open(&mut archive, &labels)?;
-    let checked = layout.check_labels(n_bytes, &mut held)?;
-    let n_labels = checked.rows();
-    let labels = checked.read_labels(&mut data, num_classes)?;
-    drop(data);
+    let mut held = Budget::new(expected.max_bytes);
+    let (layout, n_bytes, _) = open(&mut archive, &labels)?;
+    let checked_labels = layout.check_labels(n_bytes, &mut held)?;
+    let (layout, n_bytes, _) = open(&mut archive, &features)?;
+    let checked = layout.check_features(checked_labels.rows(), n_bytes, expected, &mut held)?;
 
-    let (layout, n_bytes, mut data) = open(&mut archive, &features)?;
-    let features = layout.check_features(n_labels, n_bytes, &mut held)?.read_features(&mut data)?;
-    Ok((features, labels))
+    sink.begin(checked.shape()?)?;
+    let (_, _, mut data) = open(&mut archive, &labels)?;
+    checked_labels.read_labels(&mut data, expected.num_classes, sink)?;
+    drop(data);
+    let (_, _, mut data) = open(&mut archive, &features)?;
+    checked.read_features(&mut data, sink)
+}
+
+/// Counts the members before the library keeps something for each of them: an archive may declare a hundred million.
+fn check_directory(source: &mut (impl Read + Seek)) -> Result<(), FeatureSetError> {
+    let mut archive = ZipIterable::try_new(source, Config::default()).map_err(|error| container(&error))?;
+    if archive.len() > MAX_MEMBERS {
+        let reason = format!("it has {} members, and the limit is {MAX_MEMBERS}", archive.len());
+        return Err(FeatureSetError::Container { format: "npz", reason });
+    }
+    // Where a record cannot be read, the library would go on with another directory, which has not been counted.
+    for member in archive.files().map_err(|error| container(&error))? {
+        member.map_err(|error| container(&error))?;
+    }
+    Ok(())
 }
 
 fn find<R: Read + Seek>(archive: &ZipArchive<R>, name: &'static str) -> Result<Option<Member>, FeatureSetError> {

@@ -4,32 +4,60 @@
 //! twice. What is checked is the same, and a name that stands twice is refused besides.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     io::{Read, Seek, SeekFrom},
 };
 
-use ndarray::Array2;
 use safetensors::{Dtype, tensor::TensorInfo};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::{
-    FeatureSetError,
+    Expected, FeatureSetError,
     elements::{Budget, Class, Element, FEATURES, LABELS, Layout, fill},
+    sink::Sink,
 };
 
 /// Room for some ten thousand tensors.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
-/// Reads features and labels; see `FeatureSet::read`.
+/// Reads features and labels into `sink`; see `FeatureSet::read`.
 pub(super) fn read(
     mut source: impl Read + Seek,
-    num_classes: Option<usize>,
-    max_bytes: u64,
-) -> Result<(Array2<f32>, Vec<u32>), FeatureSetError> {
+    expected: &Expected,
+    sink: &mut impl Sink,
+) -> Result<(), FeatureSetError> {
+    let Header { features, labels, .. } = read_header(&mut source)?;
+    let mut unpacked = Budget::new(expected.max_bytes);
+    unpacked.take(LABELS, labels.n_bytes.into())?;
+    unpacked.take(features.layout.member, features.n_bytes.into())?;
+
+    let mut held = Budget::new(expected.max_bytes);
+    let checked_labels = labels.layout.check_labels(labels.n_bytes, &mut held)?;
+    let checked = features.layout.check_features(checked_labels.rows(), features.n_bytes, expected, &mut held)?;
+
+    sink.begin(checked.shape()?)?;
+    source.seek(SeekFrom::Start(labels.start))?;
+    checked_labels.read_labels(&mut source.by_ref().take(labels.n_bytes), expected.num_classes, sink)?;
+    source.seek(SeekFrom::Start(features.start))?;
+    checked.read_features(&mut source.by_ref().take(features.n_bytes), sink)
+}
+
+/// What the header of a file says of the two arrays.
+pub(super) struct Header {
+    pub(super) features: Member,
+    pub(super) labels: Member,
+    /// The entries of the metadata that are text.
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// Reads the header, and checks that its tensors are all that the file has.
+pub(super) fn read_header(source: &mut (impl Read + Seek)) -> Result<Header, FeatureSetError> {
     let file_bytes = source.seek(SeekFrom::End(0))?;
     source.seek(SeekFrom::Start(0))?;
     let mut length = [0; 8];
-    if fill(&mut source, &mut length)? < length.len() {
+    if fill(source, &mut length)? < length.len() {
         return Err(container("shorter than the length of a header"));
     }
     let header_bytes = u64::from_le_bytes(length);
@@ -41,13 +69,14 @@ pub(super) fn read(
         return Err(container(format!("a header of {header_bytes} bytes, and the limit is {MAX_HEADER_BYTES}")));
     }
     let mut header = Vec::new();
-    source.by_ref().take(header_bytes).read_to_end(&mut header)?;
-    let Tensors(mut tensors) =
+    source.take(header_bytes).read_to_end(&mut header)?;
+    let Tensors { mut tensors, metadata } =
         serde_json::from_slice(&header).map_err(|error| container(format!("its header: {error}")))?;
 
-    let features = find(&tensors, FEATURES[0])?;
-    let feats = find(&tensors, FEATURES[1])?;
-    let labels = find(&tensors, LABELS)?;
+    let data_start = 8 + header_bytes;
+    let features = find(&tensors, FEATURES[0], data_start)?;
+    let feats = find(&tensors, FEATURES[1], data_start)?;
+    let labels = find(&tensors, LABELS, data_start)?;
     let features = match (features, feats) {
         (Some(_), Some(_)) => return Err(FeatureSetError::BothNames),
         (features, feats) => features.or(feats),
@@ -55,30 +84,21 @@ pub(super) fn read(
     let features = features.ok_or(FeatureSetError::MissingFeatures)?;
     let labels = labels.ok_or(FeatureSetError::MissingLabels)?;
     check_offsets(&mut tensors, data_bytes)?;
-
-    let mut unpacked = Budget::new(max_bytes);
-    unpacked.take(LABELS, labels.n_bytes.into())?;
-    unpacked.take(features.layout.member, features.n_bytes.into())?;
-
-    let mut held = Budget::new(max_bytes);
-    let data_start = 8 + header_bytes;
-    source.seek(SeekFrom::Start(data_start + labels.start))?;
-    let checked = labels.layout.check_labels(labels.n_bytes, &mut held)?;
-    let n_labels = checked.rows();
-    let label_values = checked.read_labels(&mut source.by_ref().take(labels.n_bytes), num_classes)?;
-
-    source.seek(SeekFrom::Start(data_start + features.start))?;
-    let checked = features.layout.check_features(n_labels, features.n_bytes, &mut held)?;
-    Ok((checked.read_features(&mut source.by_ref().take(features.n_bytes))?, label_values))
+    Ok(Header { features, labels, metadata })
 }
 
-struct Member {
-    layout: Layout,
-    start: u64,
-    n_bytes: u64,
+/// An array, and where in the file its data lie.
+pub(super) struct Member {
+    pub(super) layout: Layout,
+    pub(super) start: u64,
+    pub(super) n_bytes: u64,
 }
 
-fn find(tensors: &[(String, TensorInfo)], member: &'static str) -> Result<Option<Member>, FeatureSetError> {
+fn find(
+    tensors: &[(String, TensorInfo)],
+    member: &'static str,
+    data_start: u64,
+) -> Result<Option<Member>, FeatureSetError> {
     let mut named = tensors.iter().filter(|(name, _)| name == member).map(|(_, info)| info);
     let Some(info) = named.next() else { return Ok(None) };
     if named.next().is_some() {
@@ -92,7 +112,12 @@ fn find(tensors: &[(String, TensorInfo)], member: &'static str) -> Result<Option
         shape: info.shape.iter().map(|&dim| dim as u64).collect(),
     };
     let (start, end) = info.data_offsets;
-    Ok(Some(Member { layout, start: start as u64, n_bytes: end.saturating_sub(start) as u64 }))
+    // Offsets beyond all measure are refused when they are compared with the file.
+    Ok(Some(Member {
+        layout,
+        start: data_start.saturating_add(start as u64),
+        n_bytes: end.saturating_sub(start) as u64,
+    }))
 }
 
 fn element_of(dtype: Dtype) -> Option<Element> {
@@ -142,8 +167,12 @@ fn container(reason: impl Into<String>) -> FeatureSetError {
     FeatureSetError::Container { format: "safetensors", reason: reason.into() }
 }
 
-/// The tensors of a header in the order of the file, with every name as often as it is there.
-struct Tensors(Vec<(String, TensorInfo)>);
+/// What a header holds.
+struct Tensors {
+    /// In the order of the file, with every name as often as it is there.
+    tensors: Vec<(String, TensorInfo)>,
+    metadata: BTreeMap<String, String>,
+}
 
 impl<'de> Deserialize<'de> for Tensors {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -154,15 +183,22 @@ impl<'de> Deserialize<'de> for Tensors {
                 f.write_str("an object of tensors")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tensors, A::Error> {
-                let mut tensors = Vec::new();
+                let (mut tensors, mut metadata) = (Vec::new(), BTreeMap::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        // Whatever else stands there is nothing of ours.
+                        if let Value::Object(entries) = map.next_value()? {
+                            let texts = entries.into_iter().filter_map(|(key, value)| match value {
+                                Value::String(text) => Some((key, text)),
+                                _ => None,
+                            });
+                            metadata.extend(texts);
+                        }
                     } else {
                         tensors.push((name, map.next_value()?));
                     }
                 }
-                Ok(Tensors(tensors))
+                Ok(Tensors { tensors, metadata })
             }
         }
         deserializer.deserialize_map(Collect)

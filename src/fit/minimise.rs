@@ -1,7 +1,7 @@
 //! Two ways to bring a softmax loss down.
 
 use super::{
-    FitError, Progress, Sampler, Samples, Softmax, Solver, Watch,
+    FitError, Progress, Sampler, Samples, Sgd, Softmax, Solver, Watch,
     engine::{Engine, EngineError, Rows, pieces},
     lbfgs,
 };
@@ -51,9 +51,7 @@ pub(super) fn minimise(
     }
 }
 
-/// Stochastic gradient descent with momentum, as torch has it: `d = ∇ + λθ; v = μv + d; θ = θ − lr·v`.
-///
-/// An epoch is `⌊N/B⌋` steps, whatever the sampler. The loss is the mean over the batch.
+/// Stochastic gradient descent. An epoch is `⌊N/B⌋` steps, whatever the sampler. The loss is the mean over the batch.
 fn sgd(
     recipe: &Softmax,
     samples: &Samples<'_>,
@@ -68,7 +66,7 @@ fn sgd(
     let row_weights = vec![1.0 / batch_size as f32; batch_size];
     let mut sampler = Sampler::new(recipe.sampling, samples.labels(), samples.num_classes(), recipe.seed);
     let mut parameters = start;
-    let mut velocity = vec![0.0f32; parameters.len()];
+    let mut steps = Sgd::new(parameters.len(), recipe.momentum, recipe.weight_decay);
     let mut gradient = vec![0.0f32; parameters.len()];
     let (mut batch, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let mut best: Option<(f64, usize, Vec<f32>)> = None;
@@ -86,7 +84,7 @@ fn sgd(
             let of_batch =
                 loss.gradient(engine, Rows::Index(&rows), &labels, &row_weights, &parameters, &mut gradient)?;
             sum += of_batch;
-            step_of_sgd(recipe, learning_rate, &gradient, &mut velocity, &mut parameters);
+            steps.step(learning_rate, &gradient, &mut parameters);
             samples_seen += batch_size;
             let done = ((epoch - 1) * n_steps + step) as f64 / (recipe.epochs * n_steps) as f64;
             watch.tell(Progress { done, epoch, epochs: recipe.epochs, loss: Some(sum / step as f64), samples_seen })?;
@@ -115,14 +113,6 @@ fn sgd(
         Some((_, epoch, parameters)) => Minimum { parameters, chosen_epoch: Some(epoch), warnings },
         None => Minimum { parameters, chosen_epoch: None, warnings },
     })
-}
-
-fn step_of_sgd(recipe: &Softmax, learning_rate: f64, gradient: &[f32], velocity: &mut [f32], parameters: &mut [f32]) {
-    let (rate, momentum, decay) = (learning_rate as f32, recipe.momentum as f32, recipe.weight_decay as f32);
-    for ((parameter, velocity), gradient) in parameters.iter_mut().zip(velocity).zip(gradient) {
-        *velocity = momentum * *velocity + (gradient + decay * *parameter);
-        *parameter -= rate * *velocity;
-    }
 }
 
 /// The optimum of `Σᵢ ωᵢ CEᵢ + λ/2 ‖θ‖²` over all rows, `ωᵢ = p_yᵢ / n_yᵢ`: what the sampler has in the mean.

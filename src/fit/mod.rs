@@ -18,6 +18,7 @@ mod ncm;
 mod recipe;
 mod sampler;
 mod samples;
+mod sgd;
 mod softmax;
 mod tau_norm;
 
@@ -30,6 +31,7 @@ pub use measure::measure;
 pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
 pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
 pub use samples::Samples;
+pub use sgd::Sgd;
 pub use tau_norm::CurvePoint;
 
 use crate::{

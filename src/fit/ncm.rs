@@ -1,5 +1,6 @@
 //! The nearest class mean.
 
+use multiversion::multiversion;
 use ndarray::Array2;
 
 use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::in_parallel};
@@ -107,27 +108,60 @@ fn class_sums(
     Ok(sums)
 }
 
+/// Adds `g(x)` to a sum.
 fn add_mapped(row: &[f32], map: &Map<'_>, sum: &mut [f64]) {
     match (map.mean, map.normalize) {
-        (None, false) => sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x)),
-        (None, true) => {
-            let scale = 1.0 / norm(row.iter().map(|&x| f64::from(x)));
-            sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += scale * f64::from(x));
-        }
-        (Some(mean), _) => {
-            let centred = || row.iter().zip(mean).map(|(&x, &mean)| f64::from(x) - f64::from(mean));
-            let scale = 1.0 / norm(centred());
-            sum.iter_mut().zip(centred()).for_each(|(sum, x)| *sum += scale * x);
-        }
+        (None, false) => add_scaled(row, 1.0, sum),
+        (None, true) => add_scaled(row, 1.0 / at_least_epsilon(squared_norm(row)), sum),
+        (Some(mean), _) => add_centred(row, mean, 1.0 / at_least_epsilon(squared_distance(row, mean)), sum),
     }
 }
 
 /// `max(‖x‖, 1e-12)`: a row of zeros stays one.
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    // Eight sums side by side: one alone would wait for each addition to end.
-    let mut sums = [0.0f64; 8];
-    for (index, value) in values.enumerate() {
-        sums[index % 8] += value * value;
+fn at_least_epsilon(squared: f64) -> f64 {
+    squared.sqrt().max(f64::from(NORM_EPSILON))
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn add_scaled(row: &[f32], scale: f64, sum: &mut [f64]) {
+    sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += scale * f64::from(x));
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn add_centred(row: &[f32], mean: &[f32], scale: f64, sum: &mut [f64]) {
+    for ((sum, &x), &mean) in sum.iter_mut().zip(row).zip(mean) {
+        *sum += scale * (f64::from(x) - f64::from(mean));
     }
-    sums.iter().sum::<f64>().sqrt().max(f64::from(NORM_EPSILON))
+}
+
+/// Sums side by side: one alone would wait for each addition to end.
+const LANES: usize = 16;
+
+#[multiversion(targets("x86_64+avx2"))]
+fn squared_norm(row: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let blocks = row.chunks_exact(LANES);
+    let rest: f64 = blocks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    for block in blocks {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(block[lane]) * f64::from(block[lane]);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn squared_distance(row: &[f32], mean: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let difference = |x: f32, mean: f32| f64::from(x) - f64::from(mean);
+    let (blocks, means) = (row.chunks_exact(LANES), mean.chunks_exact(LANES));
+    let rest = blocks.remainder().iter().zip(means.remainder()).map(|(&x, &mean)| difference(x, mean).powi(2));
+    let rest: f64 = rest.sum();
+    for (block, mean) in blocks.zip(means) {
+        for lane in 0..LANES {
+            let difference = difference(block[lane], mean[lane]);
+            lanes[lane] += difference * difference;
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
 }

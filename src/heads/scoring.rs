@@ -1,5 +1,7 @@
 //! The `O(C)` part of a head: scale, shift, temperature, softmax and the k best classes.
 
+use multiversion::multiversion;
+
 /// Below this all temperatures are one: the best class has probability 1 either way, and no finite score overflows.
 const MIN_TEMPERATURE: f64 = 1e-60;
 
@@ -79,27 +81,8 @@ impl Scoring {
     /// The best class of one sample by its raw scores alone, of equal ones the lower; for heads without a `‖g(x)‖²` to
     /// subtract, or where that is the same for all classes. `None` if a logit is not a finite number.
     pub fn best_class(&self, raw: &[f32]) -> Option<usize> {
-        const LANES: usize = 8;
-        // The largest first, then where it is: the first pass has no branch and goes by lanes.
-        let logit = |class: usize| self.scale[class] * f64::from(raw[class]) + self.shift_if_unmasked[class];
         let n = raw.len().min(self.scale.len());
-        let (raw, scale, shift) = (&raw[..n], &self.scale[..n], &self.shift_if_unmasked[..n]);
-        let mut lanes = [f64::NEG_INFINITY; LANES];
-        let (mut raws, mut scales, mut shifts) =
-            (raw.chunks_exact(LANES), scale.chunks_exact(LANES), shift.chunks_exact(LANES));
-        for ((raw, scale), shift) in (&mut raws).zip(&mut scales).zip(&mut shifts) {
-            for lane in 0..LANES {
-                let logit = scale[lane] * f64::from(raw[lane]) + shift[lane];
-                lanes[lane] = if logit > lanes[lane] { logit } else { lanes[lane] };
-            }
-        }
-        let rest = raws.remainder().iter().zip(scales.remainder()).zip(shifts.remainder());
-        let rest = rest.map(|((&raw, scale), shift)| scale * f64::from(raw) + shift);
-        let largest = lanes.into_iter().chain(rest).fold(f64::NEG_INFINITY, f64::max);
-        if !largest.is_finite() {
-            return None;
-        }
-        (0..n).find(|&class| logit(class) == largest)
+        best_logit(&raw[..n], &self.scale[..n], &self.shift_if_unmasked[..n])
     }
 
     /// The `k` best classes of one sample, best first; fewer if fewer are not masked. `logits` is scratch space.
@@ -110,6 +93,33 @@ impl Scoring {
         let all_finite = logits.iter().zip(&self.masked).all(|(logit, &masked)| masked || logit.is_finite());
         all_finite.then(|| top_k(logits, k.min(self.num_unmasked)))
     }
+}
+
+/// The first index of the largest `scale · raw + shift`, all of one length; `None` if that is not a finite number.
+///
+/// The largest is looked for first and its place then: neither has a branch within a block, so both go by vectors.
+#[multiversion(targets("x86_64+avx2"))]
+fn best_logit(raw: &[f32], scale: &[f64], shift: &[f64]) -> Option<usize> {
+    const LANES: usize = 16;
+    let n_blocked = raw.len() - raw.len() % LANES;
+    let blocks = || raw.chunks_exact(LANES).zip(scale.chunks_exact(LANES)).zip(shift.chunks_exact(LANES));
+    let logit = |class: usize| scale[class] * f64::from(raw[class]) + shift[class];
+    let mut lanes = [f64::NEG_INFINITY; LANES];
+    for ((raw, scale), shift) in blocks() {
+        for lane in 0..LANES {
+            let logit = scale[lane] * f64::from(raw[lane]) + shift[lane];
+            lanes[lane] = if logit > lanes[lane] { logit } else { lanes[lane] };
+        }
+    }
+    let largest = lanes.into_iter().chain((n_blocked..raw.len()).map(logit)).fold(f64::NEG_INFINITY, f64::max);
+    if !largest.is_finite() {
+        return None;
+    }
+    let holds_it = |((raw, scale), shift): ((&[f32], &[f64]), &[f64])| {
+        (0..LANES).fold(false, |found, lane| found | (scale[lane] * f64::from(raw[lane]) + shift[lane] == largest))
+    };
+    let first = blocks().position(holds_it).map_or(n_blocked, |block| block * LANES);
+    (first..raw.len()).find(|&class| logit(class) == largest)
 }
 
 /// The softmax of `logits`: `exp(zⱼ − max z) / Σ exp(zᵢ − max z)`.

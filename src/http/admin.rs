@@ -209,7 +209,7 @@ fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {
 }
 
 /// Runs what writes to the disk or builds sessions off the async threads. It runs to its end even if the caller hangs up.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {

@@ -29,7 +29,7 @@ const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let declared = declared_length(headers);
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::BodyTooLarge { limit });
     }
@@ -59,6 +59,11 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline
         Ok(first.unwrap_or_else(|| rest.freeze()))
     };
     tokio::time::timeout_at(deadline.into(), read).await.unwrap_or(Err(ApiError::BodyTooSlow))
+}
+
+/// How many bytes of body a request announces, if it says.
+pub(super) fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What a content type says, without its parameters.

@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{batcher::BatchError, registry::RegistryError};
+use crate::{batcher::BatchError, dataset::FeatureSetError, registry::RegistryError};
 
 /// Why a request is not answered as asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -124,6 +124,14 @@ impl ApiError {
                 RegistryError::Incompatible { .. } => (S::UNPROCESSABLE_ENTITY, "incompatible_head"),
                 RegistryError::IsDefault { .. } => (S::CONFLICT, "head_is_default"),
                 RegistryError::HasDependents { .. } => (S::CONFLICT, "head_has_dependents"),
+                RegistryError::FeatureSetNotFound { .. } => (S::NOT_FOUND, "feature_set_not_found"),
+                RegistryError::FeatureSetInUse { .. } => (S::CONFLICT, "feature_set_in_use"),
+                RegistryError::FeatureSet(error) => match error {
+                    FeatureSetError::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "feature_set_too_large"),
+                    FeatureSetError::FeatureDim { .. } => (S::UNPROCESSABLE_ENTITY, "incompatible_feature_set"),
+                    _ => (S::UNPROCESSABLE_ENTITY, "invalid_feature_set"),
+                },
+                RegistryError::StorageFull { .. } => (S::INSUFFICIENT_STORAGE, "insufficient_storage"),
                 RegistryError::Session(_) => (S::INTERNAL_SERVER_ERROR, "session_failed"),
                 RegistryError::State(_) => (S::INTERNAL_SERVER_ERROR, "state_not_written"),
             },
@@ -139,7 +147,13 @@ impl ApiError {
             | Self::BodyTooSlow
             | Self::Unauthorized
             | Self::Forbidden => Some(self.status_and_code().1),
-            Self::Registry(error) if matches!(**error, RegistryError::NotLoaded) => Some("loading"),
+            Self::Registry(error) => match **error {
+                RegistryError::NotLoaded => Some("loading"),
+                RegistryError::StorageFull { .. } | RegistryError::FeatureSet(FeatureSetError::TooLarge { .. }) => {
+                    Some(self.status_and_code().1)
+                }
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -159,7 +173,7 @@ impl ApiError {
             Self::Batch(BatchError::Model { .. }) => {
                 "the model failed on this batch; the server's log says why".to_owned()
             }
-            Self::Registry(_) if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE => {
+            Self::Registry(_) if matches!(status, StatusCode::INTERNAL_SERVER_ERROR) => {
                 "the change could not be made and nothing has changed; the server's log says why".to_owned()
             }
             _ => self.to_string(),

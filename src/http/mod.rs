@@ -4,6 +4,7 @@ mod admin;
 mod body;
 mod classify;
 mod error;
+mod feature_sets;
 mod features;
 mod layers;
 mod models;
@@ -89,7 +90,7 @@ impl App {
 type AppState = axum::extract::State<Arc<App>>;
 
 /// Every path that the server answers, and its methods.
-pub const ROUTES: [(&str, &[&str]); 14] = [
+pub const ROUTES: [(&str, &[&str]); 16] = [
     ("/v1/classify", &["POST"]),
     ("/v1/models", &["GET"]),
     ("/v1/models/{model}", &["GET"]),
@@ -104,6 +105,8 @@ pub const ROUTES: [(&str, &[&str]); 14] = [
     ("/admin/v1/models/{model}/heads", &["GET"]),
     ("/admin/v1/models/{model}/heads/{head}", &["GET", "PATCH", "PUT", "DELETE"]),
     ("/admin/v1/models/{model}/default-head", &["PUT"]),
+    ("/admin/v1/models/{model}/feature-sets", &["GET", "POST"]),
+    ("/admin/v1/models/{model}/feature-sets/{id}", &["GET", "DELETE"]),
 ];
 
 /// The router of [`ROUTES`].
@@ -116,6 +119,8 @@ pub fn router(app: Arc<App>) -> Router {
             get(admin::get_head).patch(admin::patch_head).put(admin::put_head).delete(admin::delete_head),
         )
         .route("/v1/models/{model}/default-head", put(admin::put_default_head))
+        .route("/v1/models/{model}/feature-sets", get(feature_sets::list).post(feature_sets::upload))
+        .route("/v1/models/{model}/feature-sets/{id}", get(feature_sets::show).delete(feature_sets::delete))
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
         .layer(admin_only.clone());

@@ -9,8 +9,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    DerivedSpec, DirectoryError, HeadId, HeadOrigin, HeadSource, Model, ModelDirectory, ModelState, PublishedHead,
-    RegistryError, Series, StateDir, StateError,
+    DerivedSpec, DirectoryError, FeatureSetQuota, HeadId, HeadOrigin, HeadSource, Model, ModelDirectory, ModelState,
+    PublishedHead, RegistryError, Series, StateDir, StateError,
     backbone::{load_backbones, warm_up},
     manifest::{self, Manifest, ManifestSeries, ManifestVersion},
     model::HeadBuilder,
@@ -42,6 +42,8 @@ pub struct LoadOptions {
     pub metrics: Arc<Metrics>,
     /// Where its heads and settings survive a restart; `None` for a model that is thrown away.
     pub state_dir: Option<StateDir>,
+    /// The bounds of the feature sets of all models.
+    pub feature_sets: Arc<FeatureSetQuota>,
 }
 
 /// Why a model cannot be loaded.
@@ -161,6 +163,11 @@ pub fn load_model_with(
         Some(store) => store.latest()?,
         None => None,
     };
+    let shape = (directory.labels.len(), feature_dim);
+    let feature_sets = store.as_ref().map(|store| {
+        store.feature_sets(shape, &options.feature_sets, options.metrics.of_feature_sets(&directory.name))
+    });
+    let feature_sets = feature_sets.transpose()?.map(Arc::new);
     let manifest = declare(directory, &files, previous.as_ref())?;
     let builder = HeadBuilder {
         model: directory.name.clone(),
@@ -197,6 +204,7 @@ pub fn load_model_with(
         state: ArcSwap::from_pointee(state),
         writer: Mutex::new(()),
         store,
+        feature_sets,
     };
     model.observe(None, &model.state());
     Ok(model)

@@ -8,12 +8,12 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series, StateError, manifest::Manifest,
-    store::ModelStore,
+    DerivedSpec, FeatureSetStore, HeadId, HeadSource, ModelState, PublishedHead, Series, StateError,
+    manifest::Manifest, store::ModelStore,
 };
 use crate::{
     batcher::{Batcher, ScorerPool},
-    dataset::Shot,
+    dataset::{FeatureSetError, Shot},
     heads::{DeriveError, Digest, Head, HeadFile, HeadFileError, HeadKind, Settings, SettingsError, SettingsPatch},
     metrics::Metrics,
     onnx::{OnnxError, Provider, SessionOptions},
@@ -87,6 +87,27 @@ pub enum RegistryError {
         dependent: String,
         /// The derived head's version.
         dependent_version: u32,
+    },
+    /// No feature set of that id.
+    #[error("there is no feature set `{id}`")]
+    FeatureSetNotFound {
+        /// The id.
+        id: String,
+    },
+    /// A feature set that a fit reads is not deleted.
+    #[error("feature set `{id}` is in use by a fit")]
+    FeatureSetInUse {
+        /// The id.
+        id: String,
+    },
+    /// A feature set that cannot be read, or is not for this model.
+    #[error(transparent)]
+    FeatureSet(FeatureSetError),
+    /// The disk, or what feature sets may take of it, is full.
+    #[error("there is no room for the feature set: {reason}")]
+    StorageFull {
+        /// The numbers.
+        reason: String,
     },
     /// The sessions of the head could not be made.
     #[error("the sessions of the head could not be made: {0}")]
@@ -174,6 +195,7 @@ pub struct Model {
     /// Held by the one who makes the next state.
     pub(super) writer: Mutex<()>,
     pub(super) store: Option<ModelStore>,
+    pub(super) feature_sets: Option<Arc<FeatureSetStore>>,
 }
 
 impl Model {
@@ -205,6 +227,14 @@ impl Model {
     /// The way in.
     pub fn batcher(&self) -> &Batcher {
         &self.batcher
+    }
+
+    /// The feature sets that were uploaded for it.
+    ///
+    /// # Errors
+    /// [`StateError::Absent`] if it was loaded without a state directory.
+    pub fn feature_sets(&self) -> Result<&Arc<FeatureSetStore>, RegistryError> {
+        Ok(self.feature_sets.as_ref().ok_or(StateError::Absent)?)
     }
 
     /// The state of this moment. A request takes one and keeps to it.

@@ -4,6 +4,7 @@
 //! STATE/lock                                    held while a server runs
 //! STATE/admin-token                             mode 0600
 //! STATE/models/NAME/blobs/SHA256                head files, immutable, named by their content
+//! STATE/models/NAME/feature-sets/               uploaded feature sets; see feature_sets/
 //! STATE/models/NAME/generations/00000000042.json   one manifest a state, written once and never changed
 //! ```
 //!
@@ -16,8 +17,11 @@ use std::{
     sync::Arc,
 };
 
-use super::manifest::{self, Manifest};
-use crate::heads::Digest;
+use super::{
+    FeatureSetQuota, FeatureSetStore,
+    manifest::{self, Manifest},
+};
+use crate::{heads::Digest, metrics::FeatureSetMetrics};
 
 /// Manifests that are kept; older ones are removed.
 const GENERATIONS_KEPT: u64 = 100;
@@ -47,9 +51,12 @@ pub enum StateError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The model was loaded without one.
+    #[error("there is no state directory to keep it in")]
+    Absent,
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError + '_ {
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError + '_ {
     move |source| StateError::Io { path: path.to_owned(), source }
 }
 
@@ -109,7 +116,12 @@ impl StateDir {
 
     pub(super) fn model(&self, name: &str) -> Result<ModelStore, StateError> {
         let path = self.path.join("models").join(name);
-        let store = ModelStore { generations: path.join("generations"), blobs: path.join("blobs"), _dir: self.clone() };
+        let store = ModelStore {
+            generations: path.join("generations"),
+            blobs: path.join("blobs"),
+            feature_sets: path.join("feature-sets"),
+            dir: self.clone(),
+        };
         for folder in [&store.generations, &store.blobs] {
             fs::create_dir_all(folder).map_err(io_error(folder))?;
         }
@@ -122,10 +134,22 @@ impl StateDir {
 pub(super) struct ModelStore {
     generations: PathBuf,
     blobs: PathBuf,
-    _dir: StateDir,
+    feature_sets: PathBuf,
+    dir: StateDir,
 }
 
 impl ModelStore {
+    /// The model's feature sets; see [`FeatureSetStore`].
+    pub(super) fn feature_sets(
+        &self,
+        (num_classes, feature_dim): (usize, usize),
+        quota: &Arc<FeatureSetQuota>,
+        metrics: FeatureSetMetrics,
+    ) -> Result<FeatureSetStore, StateError> {
+        let (dir, quota) = (self.dir.clone(), Arc::clone(quota));
+        FeatureSetStore::open(&self.feature_sets, dir, (num_classes, feature_dim), quota, metrics)
+    }
+
     /// The newest manifest, if there is one.
     pub(super) fn latest(&self) -> Result<Option<Manifest>, StateError> {
         let Some(generation) = self.list()?.into_iter().max() else { return Ok(None) };
@@ -196,7 +220,7 @@ impl ModelStore {
 }
 
 /// Writes a file that appears whole or not at all, and is on the disk when this returns.
-fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(super) fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);

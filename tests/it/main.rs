@@ -8,6 +8,7 @@ mod cli;
 #[cfg(feature = "server")]
 mod contract;
 mod feature_sets;
+mod fit;
 mod heads;
 #[cfg(feature = "server")]
 mod http;

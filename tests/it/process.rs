@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::app::{Answer, Samples, guard, icons30, image, pooled_client, try_send};
+#[cfg(target_os = "linux")]
+use crate::feature_sets::{archives, hostile_files};
 
 /// A running `equipoise serve`.
 struct Process {
@@ -25,7 +27,11 @@ struct Process {
 impl Process {
     /// Starts it, and waits until it is ready.
     async fn serve(flags: &[&str], log: &str) -> Self {
-        let state = TempDir::new().unwrap();
+        Self::serve_in(TempDir::new().unwrap(), flags, log).await
+    }
+
+    /// The same with a state directory that is there already.
+    async fn serve_in(state: TempDir, flags: &[&str], log: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
             command.env_remove(name);
@@ -71,6 +77,22 @@ impl Process {
         let mut statm = String::new();
         std::fs::File::open(format!("/proc/{}/statm", self.child.id())).unwrap().read_to_string(&mut statm).unwrap();
         statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    /// Memory that no file stands behind, in bytes.
+    #[cfg(target_os = "linux")]
+    fn anonymous(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Uploads a feature set.
+    #[cfg(target_os = "linux")]
+    async fn upload(&self, body: Vec<u8>) -> Answer {
+        let token = std::fs::read_to_string(self.state.path().join("admin-token")).unwrap();
+        let request = self.post("/admin/v1/models/icons30/feature-sets").bearer_auth(token.trim());
+        try_send(request.body(body)).await.unwrap()
     }
 
     /// Ends it by SIGTERM; says whether it ended well, and its log.
@@ -174,4 +196,76 @@ async fn overload_answers_everybody_and_takes_no_memory() {
     assert_eq!(samples.get("equipoise_batch_size_sum{model=\"icons30\"}"), total[0] as f64);
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn feature_sets_are_never_held_in_memory_as_a_whole() {
+    const ROWS: usize = 1 << 17;
+    const BYTES: usize = ROWS * crate::app::DIM * 4;
+    /// Of 48 MiB.
+    const MAX_GROWTH_BYTES: u64 = 16 << 20;
+
+    let process = Process::serve(&[], "info").await;
+    let values: Vec<u8> = (0..BYTES / 4).flat_map(|index| (index as f32).to_le_bytes()).collect();
+    let (shape, labels) = (format!("({ROWS}, {})", crate::app::DIM), vec![0; ROWS]);
+    let by_column = format!("{{'descr': '<f4', 'fortran_order': True, 'shape': {shape}, }}");
+    let labels = archives::npy("|u1", &format!("({ROWS},)"), &labels);
+    let files = [
+        archives::npz(&archives::npy("<f4", &shape, &values), &labels),
+        archives::npz(&archives::npy_with_header([1, 0], &by_column, &values), &labels),
+    ];
+    drop(values);
+    // What it takes for an upload at all.
+    process.upload(files[0][..1 << 20].to_vec()).await.problem(422, "invalid_feature_set");
+    let before = process.anonymous();
+    for file in files {
+        let mut most = 0;
+        let mut upload = std::pin::pin!(process.upload(file));
+        let answer = loop {
+            let pause = std::time::Duration::from_millis(5);
+            match tokio::time::timeout(pause, &mut upload).await {
+                Ok(answer) => break answer,
+                Err(_) => most = most.max(process.anonymous()),
+            }
+        };
+        assert_eq!(answer.expect(201).json()["rows"], ROWS);
+        assert!(most.saturating_sub(before) <= MAX_GROWTH_BYTES, "{before} and then {most}");
+    }
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn hundreds_of_files_that_lie_take_no_memory() {
+    const MAX_GROWTH_BYTES: u64 = 8 << 20;
+
+    let process = Process::serve(&["--max-feature-set-bytes", "1048576"], "info").await;
+    let mut anonymous = Vec::new();
+    for _ in 0..3 {
+        for (what, bytes) in hostile_files() {
+            let answer = process.upload(bytes).await;
+            assert!([413, 422].contains(&answer.status), "{what}: {}", answer.text());
+        }
+        anonymous.push(process.anonymous());
+    }
+    assert!(anonymous[2].saturating_sub(anonymous[0]) <= MAX_GROWTH_BYTES, "{anonymous:?}");
+    process.get("/readyz").await.expect(200);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+}
+
+#[tokio::test]
+async fn a_damaged_feature_set_is_named_in_the_log_at_the_start() {
+    let state = TempDir::new().unwrap();
+    let folder = state.path().join("models/icons30/feature-sets");
+    std::fs::create_dir_all(&folder).unwrap();
+    let name = format!("{}.safetensors", "0123456789abcdef".repeat(4));
+    std::fs::write(folder.join(&name), "damaged").unwrap();
+    let process = Process::serve_in(state, &[], "info").await;
+    assert!(process.state.path().join("models/icons30/feature-sets").join(&name).exists());
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    assert!(log.contains(&name) && log.contains("is not available: not a readable safetensors file"), "{log}");
 }

@@ -6,6 +6,7 @@ use equipoise::dataset::{FeatureSet, FeatureSetError};
 use zip::CompressionMethod;
 
 use super::{
+    Hostile,
     archives::{good_features, good_labels, good_npz, npy, npz, patched, record, renamed, zip_of},
     check, hostile, read, variant,
 };
@@ -21,14 +22,25 @@ fn stored(members: &[(&str, &[u8])]) -> Vec<u8> {
     zip_of(members, CompressionMethod::Stored)
 }
 
-#[test]
-fn archives_without_the_arrays_or_with_too_many_are_refused() {
+/// Every file of this module that must be refused whatever the limit.
+pub(super) fn cases() -> Vec<Hostile> {
+    [
+        cases_of_archives_without_the_arrays_or_with_too_many_are_refused(),
+        cases_of_what_is_no_archive_is_refused(),
+        cases_of_members_that_lie_are_refused(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn cases_of_archives_without_the_arrays_or_with_too_many_are_refused() -> Vec<Hostile> {
     let (features, labels) = (good_features(), good_labels());
     let three = stored(&[("features.npy", &features), ("labels.npy", &labels), ("featurez.npy", &features)]);
     let two_labels = stored(&[("features.npy", &features), ("labels.npy", &labels), ("labelz.npy", &labels)]);
     let others = stored(&[("features.npy", &features), ("labels.npy", &labels), ("a.npy", b""), ("b.npy", b"")]);
     let both = stored(&[("features.npy", &features), ("labels.npy", &labels), ("feats.npy", &features)]);
-    check(vec![
+    vec![
         hostile("nothing in it", stored(&[]), variant!(MissingFeatures), &["neither `features` nor `feats`"]),
         hostile(
             "no features",
@@ -54,11 +66,15 @@ fn archives_without_the_arrays_or_with_too_many_are_refused() {
         hostile("labels twice", renamed(&two_labels, "labelz", "labels"), variant!(DuplicateNames), &[]),
         hostile("others twice", renamed(&others, "b.npy", "a.npy"), variant!(DuplicateNames), &[]),
         hostile("both names", both, variant!(BothNames), &["`features`", "`feats`"]),
-    ]);
+    ]
 }
 
 #[test]
-fn what_is_no_archive_is_refused() {
+fn archives_without_the_arrays_or_with_too_many_are_refused() {
+    check(cases_of_archives_without_the_arrays_or_with_too_many_are_refused());
+}
+
+fn cases_of_what_is_no_archive_is_refused() -> Vec<Hostile> {
     let good = good_npz();
     let end = good.len() - 22;
     let with_end = |offset: usize, value: &[u8]| {
@@ -66,7 +82,7 @@ fn what_is_no_archive_is_refused() {
         bytes[end + offset..end + offset + value.len()].copy_from_slice(value);
         bytes
     };
-    check(vec![
+    vec![
         hostile("empty", vec![], variant!(Container), &["safetensors", "shorter"]),
         hostile("two bytes", b"PK".to_vec(), variant!(Container), &[]),
         hostile("magic alone", b"PK\x03\x04".to_vec(), variant!(Container), &["npz"]),
@@ -78,11 +94,15 @@ fn what_is_no_archive_is_refused() {
         hostile("65534 members", with_end(8, &[0xfe, 0xff, 0xfe, 0xff]), variant!(Container), &["npz"]),
         hostile("a directory beyond the file", with_end(16, &[0, 0, 0, 0x7f]), variant!(Container), &["npz"]),
         hostile("on another disk", with_end(4, &[1, 0]), variant!(Container), &["npz"]),
-    ]);
+    ]
 }
 
 #[test]
-fn members_that_lie_are_refused() {
+fn what_is_no_archive_is_refused() {
+    check(cases_of_what_is_no_archive_is_refused());
+}
+
+fn cases_of_members_that_lie_are_refused() -> Vec<Hostile> {
     let good = good_npz();
     let deflated =
         zip_of(&[("features.npy", &good_features()), ("labels.npy", &good_labels())], CompressionMethod::Deflated);
@@ -102,7 +122,7 @@ fn members_that_lie_are_refused() {
     let size = |archive: &[u8], name: &str, offset, size: u32| patched(archive, name, offset, &size.to_le_bytes());
     let n_features = good_features().len() as u32;
     let features = "features.npy";
-    check(vec![
+    vec![
         hostile("encrypted features", patched(&good, features, FLAGS, &[1, 0]), variant!(Encrypted), &["`features`"]),
         hostile("encrypted labels", patched(&good, "labels.npy", FLAGS, &[1, 0]), variant!(Encrypted), &["`labels`"]),
         hostile(
@@ -201,7 +221,12 @@ fn members_that_lie_are_refused() {
             |error| !matches!(error, FeatureSetError::Io(_)),
             &["`features`"],
         ),
-    ]);
+    ]
+}
+
+#[test]
+fn members_that_lie_are_refused() {
+    check(cases_of_members_that_lie_are_refused());
 }
 
 #[test]

@@ -1,12 +1,25 @@
 //! `.npz` files whose arrays lie.
 
 use super::{
+    Hostile,
     archives::{f32_bytes, good_features, good_labels, i64_bytes, npy, npy_with_header, npz},
     check, hostile, variant,
 };
 
-#[test]
-fn headers_that_are_no_header_are_refused() {
+/// Every file of this module that must be refused whatever the limit.
+pub(super) fn cases() -> Vec<Hostile> {
+    [
+        cases_of_headers_that_are_no_header_are_refused(),
+        cases_of_element_types_that_are_not_numbers_of_the_right_sort_are_refused(),
+        cases_of_shapes_that_do_not_fit_are_refused(),
+        cases_of_values_that_cannot_be_are_named_by_their_row(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn cases_of_headers_that_are_no_header_are_refused() -> Vec<Hostile> {
     let header = |text: &str| npz(&npy_with_header([1, 0], text, &[0; 16]), &good_labels());
     let keys = |descr: &str, order: &str, shape: &str| {
         header(&format!("{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n"))
@@ -102,11 +115,15 @@ fn headers_that_are_no_header_are_refused() {
     cases.push(hostile("33 dimensions", keys("'<f4'", "False", &many), variant!(NpyHeader), &["a dimension too many"]));
     let nested = "(".repeat(60_000);
     cases.push(hostile("nested", keys("'<f4'", "False", &nested), variant!(NpyHeader), &["no whole number"]));
-    check(cases);
+    cases
 }
 
 #[test]
-fn element_types_that_are_not_numbers_of_the_right_sort_are_refused() {
+fn headers_that_are_no_header_are_refused() {
+    check(cases_of_headers_that_are_no_header_are_refused());
+}
+
+fn cases_of_element_types_that_are_not_numbers_of_the_right_sort_are_refused() -> Vec<Hostile> {
     let mut cases = Vec::new();
     for descr in
         ["|O", "|b1", "<i4", "<i8", "|u1", "<c8", "<U4", "|S4", "|V4", "<f16", "=f4", "f4", "|f4", "<f1", "", "<M8[ns]"]
@@ -120,16 +137,20 @@ fn element_types_that_are_not_numbers_of_the_right_sort_are_refused() {
     }
     let long = npy(&"<f4".repeat(1000), "(2, 2)", &[0; 16]);
     cases.push(hostile("a long type", npz(&long, &good_labels()), variant!(ElementType), &["<f4<f4"]));
-    check(cases);
+    cases
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_refused() {
+fn element_types_that_are_not_numbers_of_the_right_sort_are_refused() {
+    check(cases_of_element_types_that_are_not_numbers_of_the_right_sort_are_refused());
+}
+
+fn cases_of_shapes_that_do_not_fit_are_refused() -> Vec<Hostile> {
     let features = |shape: &str| npz(&npy("<f4", shape, &[0; 16]), &good_labels());
     let labels = |shape: &str| npz(&good_features(), &npy("<i8", shape, &[0; 16]));
     let of = |shape: &str, n: usize| npz(&npy("<f4", shape, &vec![0; n]), &npy("<i8", "(0,)", &[]));
     let rows_without_columns = npz(&npy("<f4", "(2, 0)", &[]), &good_labels());
-    check(vec![
+    vec![
         hostile("scalar", features("()"), variant!(Dimensions), &["`features`", "[]", "two dimensions"]),
         hostile("one dimension", features("(4,)"), variant!(Dimensions), &["[4]", "two dimensions"]),
         hostile("three dimensions", features("(2, 2, 1)"), variant!(Dimensions), &["[2, 2, 1]"]),
@@ -148,18 +169,22 @@ fn shapes_that_do_not_fit_are_refused() {
         hostile("many labels", labels("(1099511627776,)"), variant!(TooLarge), &["`labels`"]),
         hostile("a product beyond 64 bits", features("(2, 18446744073709551615)"), variant!(TooLarge), &["`features`"]),
         hostile("labels beyond 64 bits", labels("(18446744073709551615,)"), variant!(TooLarge), &["`labels`"]),
-    ]);
+    ]
 }
 
 #[test]
-fn values_that_cannot_be_are_named_by_their_row() {
+fn shapes_that_do_not_fit_are_refused() {
+    check(cases_of_shapes_that_do_not_fit_are_refused());
+}
+
+fn cases_of_values_that_cannot_be_are_named_by_their_row() -> Vec<Hostile> {
     let floats = |descr: &str, data: Vec<u8>| npz(&npy(descr, "(2, 2)", &data), &good_labels());
     let doubles = |values: [f64; 4]| floats("<f8", values.iter().flat_map(|value| value.to_le_bytes()).collect());
     let labels = |values: &[i64]| npz(&good_features(), &npy("<i8", "(2,)", &i64_bytes(values)));
     let by_column = "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 2), }";
     let by_column = npy_with_header([1, 0], by_column, &f32_bytes(&[0.0, f32::NAN, 0.0, 0.0]));
     let unsigned = npy("<u8", "(2,)", &[[0; 8], [255; 8]].concat());
-    check(vec![
+    vec![
         hostile(
             "NaN",
             floats("<f4", f32_bytes(&[0.0, 0.0, f32::NAN, 0.0])),
@@ -196,5 +221,10 @@ fn values_that_cannot_be_are_named_by_their_row() {
             variant!(LabelOutOfRange),
             &["row 1", "18446744073709551615"],
         ),
-    ]);
+    ]
+}
+
+#[test]
+fn values_that_cannot_be_are_named_by_their_row() {
+    check(cases_of_values_that_cannot_be_are_named_by_their_row());
 }

@@ -1,17 +1,25 @@
 //! Safetensors files that lie.
 
 use super::{
+    Hostile,
     archives::{f32_bytes, i64_bytes, tensor_file, tensors},
     check, hostile, variant,
 };
 
-#[test]
-fn what_is_no_container_is_refused() {
+/// Every file of this module that must be refused whatever the limit.
+pub(super) fn cases() -> Vec<Hostile> {
+    [cases_of_what_is_no_container_is_refused(), cases_of_tensors_that_cannot_be_are_refused()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn cases_of_what_is_no_container_is_refused() -> Vec<Hostile> {
     let labels = r#""labels":{"dtype":"I64","shape":[2],"data_offsets":[16,32]}"#;
     let with_features = |entry: &str| tensor_file(&format!("{{\"features\":{entry},{labels}}}"), &[0; 32]);
     let good = with_features(r#"{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}"#);
     assert!(super::read(&good).is_ok());
-    check(vec![
+    vec![
         hostile("seven bytes", vec![0; 7], variant!(Container), &["safetensors", "shorter"]),
         hostile("the largest length", vec![255; 8], variant!(Container), &["18446744073709551615"]),
         hostile(
@@ -106,11 +114,15 @@ fn what_is_no_container_is_refused() {
         ),
         hostile("bytes after the data", [&good[..], b"!"].concat(), variant!(Container), &["32 bytes", "33"]),
         hostile("a byte short", good[..good.len() - 1].to_vec(), variant!(Container), &["32 bytes", "31"]),
-    ]);
+    ]
 }
 
 #[test]
-fn tensors_that_cannot_be_are_refused() {
+fn what_is_no_container_is_refused() {
+    check(cases_of_what_is_no_container_is_refused());
+}
+
+fn cases_of_tensors_that_cannot_be_are_refused() -> Vec<Hostile> {
     let features = f32_bytes(&[1.0, 2.0, 0.0, -4.5]);
     let labels = i64_bytes(&[2, 0]);
     let ok_labels = ("labels", "I64", "[2]", labels.as_slice());
@@ -121,7 +133,7 @@ fn tensors_that_cannot_be_are_refused() {
         r#"{"features":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"features":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"labels":{"dtype":"I64","shape":[2],"data_offsets":[16,32]}}"#,
         &[0; 32],
     );
-    check(vec![
+    vec![
         hostile(
             "nothing in it",
             tensor_file("{}", &[]),
@@ -217,5 +229,10 @@ fn tensors_that_cannot_be_are_refused() {
             variant!(TooLarge),
             &["`features`"],
         ),
-    ]);
+    ]
+}
+
+#[test]
+fn tensors_that_cannot_be_are_refused() {
+    check(cases_of_tensors_that_cannot_be_are_refused());
 }

@@ -16,13 +16,13 @@ use super::{
 };
 use crate::seeded;
 
-fn npz_of(set: &FeatureSet) -> Vec<u8> {
+pub(super) fn npz_of(set: &FeatureSet) -> Vec<u8> {
     let mut file = Cursor::new(Vec::new());
     write_npz(&mut file, set.features(), set.labels()).unwrap();
     file.into_inner()
 }
 
-fn safetensors_of(set: &FeatureSet) -> Vec<u8> {
+pub(super) fn safetensors_of(set: &FeatureSet) -> Vec<u8> {
     let labels: Vec<i64> = set.labels().iter().map(|&label| label.into()).collect();
     let features = set.features();
     let tensors = BTreeMap::from([
@@ -34,7 +34,7 @@ fn safetensors_of(set: &FeatureSet) -> Vec<u8> {
     bytes
 }
 
-fn sets() -> impl Strategy<Value = FeatureSet> {
+pub(super) fn sets() -> impl Strategy<Value = FeatureSet> {
     (1usize..20, 1usize..20).prop_flat_map(|(rows, columns)| {
         let bits = prop::collection::vec(any::<u32>(), rows * columns);
         (bits, prop::collection::vec(0u32..5, rows)).prop_map(move |(bits, labels)| {

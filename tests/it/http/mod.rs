@@ -3,6 +3,7 @@
 mod accuracy;
 mod admin;
 mod errors;
+mod feature_sets;
 mod inference;
 mod lifecycle;
 mod metrics;

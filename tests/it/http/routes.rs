@@ -25,7 +25,9 @@ async fn every_listed_route_answers_its_methods_and_405_with_allow_to_all_others
             if listed {
                 assert_ne!(answer.status, 405, "{method} {path}");
                 // Where nothing is, the answer is about what is asked for and not about the path.
-                assert!(answer.status != 404 || answer.json()["code"] != "not_found", "{method} {path}");
+                if answer.status == 404 && method != "HEAD" {
+                    assert_ne!(answer.json()["code"], "not_found", "{method} {path}");
+                }
                 continue;
             }
             assert_eq!(answer.status, 405, "{method} {path}");

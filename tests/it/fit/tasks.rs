@@ -1,0 +1,263 @@
+//! Whole fits of small sets: what is refused, what is masked, what stays the same.
+
+use std::ops::ControlFlow;
+
+use equipoise::{
+    dataset::FeatureSet,
+    fit::{FitError, FitTask, PlainEngine, Recipe, RecipeError, Validation, Watch, fit},
+    heads::{Head, HeadKind, Scores, TrainPrior},
+};
+use ndarray::Array2;
+use serde_json::{Value, json as value};
+
+use super::{fit_plainly, icons30_set, joint_head, recipe};
+
+/// 60 rows in 4 dimensions, of classes 0 to 2 with 40, 15 and 5 rows, and a class 3 without one. `shift` gives other rows.
+fn small_set(shift: f32) -> FeatureSet {
+    let mut labels = vec![0; 40];
+    labels.extend([1; 15]);
+    labels.extend([2; 5]);
+    let feature = |(row, column): (usize, usize)| {
+        let noise = ((row * 37 + column * 101) % 23) as f32 / 23.0 - 0.5;
+        noise + shift + if column == labels[row] as usize { 2.0 } else { 0.0 }
+    };
+    FeatureSet::new(Array2::from_shape_fn((60, 4), feature), labels, 4).unwrap()
+}
+
+fn error(method: HeadKind, params: Value) -> String {
+    Recipe::new(method, params.as_object().unwrap().clone()).unwrap_err().to_string()
+}
+
+#[test]
+fn parameters_that_a_method_does_not_know_are_refused_by_name() {
+    for (method, params, words) in [
+        (HeadKind::Crt, value!({"epoch": 3}), "unknown field `epoch`"),
+        (HeadKind::Crt, value!({"init": "ones"}), "unknown field `init`"),
+        (HeadKind::Lws, value!({"bias": "scale"}), "unknown field `bias`"),
+        (HeadKind::Ncm, value!({"epochs": 3}), "unknown field `epochs`"),
+        (HeadKind::TauNorm, value!({"weight_decay": 3}), "unknown field `weight_decay`"),
+        (HeadKind::Joint, value!({"sampler": "balanced"}), "unknown variant `balanced`"),
+        (HeadKind::Lws, value!({"init": "twos"}), "unknown variant `twos`"),
+        (HeadKind::Crt, value!({"solver": null}), "null"),
+        (HeadKind::Crt, value!({"epochs": 2.5}), "2.5"),
+        (HeadKind::Crt, value!({"seed": -1}), "-1"),
+        (HeadKind::Crt, value!({"epochs": 0}), "`epochs` must be from 1 to 100000, and is 0"),
+        (HeadKind::Crt, value!({"batch_size": 0}), "`batch_size`"),
+        (HeadKind::Crt, value!({"learning_rate": 0}), "`learning_rate` must be a number above 0"),
+        (HeadKind::Crt, value!({"momentum": 1}), "`momentum` must be from 0 to below 1"),
+        (HeadKind::Crt, value!({"weight_decay": -0.1}), "`weight_decay` must be 0 or above"),
+        (HeadKind::Crt, value!({"q": 3}), "`q` must be a number from -2 to 2"),
+        (HeadKind::Crt, value!({"q": 0, "sampler": "square_root"}), "`sampler` and `q`"),
+        (HeadKind::Crt, value!({"solver": "lbfgs", "sampler": "progressively_balanced"}), "progressively_balanced"),
+        (HeadKind::TauNorm, value!({"tau": []}), "`tau` must be a list"),
+        (HeadKind::TauNorm, value!({"tau": [0.5, 5.1]}), "5.1"),
+        (HeadKind::TauNorm, value!({"tau": 0.5}), "expected a sequence"),
+        (HeadKind::TauNorm, value!({"bias": "none"}), "unknown variant `none`"),
+        (HeadKind::Ncm, value!({"transform": "l2"}), "`transform` must be one of none, l2n, cl2n"),
+        (HeadKind::Ncm, value!({"metric": "cos"}), "`metric` must be one of l2, cosine, dot"),
+    ] {
+        let found = error(method, params.clone());
+        assert!(found.contains(words), "{method} {params}: {found}");
+    }
+    let unknown = Recipe::new(HeadKind::Crt, value!({"x": 1}).as_object().unwrap().clone()).unwrap_err();
+    assert!(matches!(unknown, RecipeError::Params { method: HeadKind::Crt, .. }));
+}
+
+#[test]
+fn the_same_fit_gives_the_same_bytes_and_another_seed_others() {
+    let (set, other, joint) = (icons30_set("train"), icons30_set("val"), joint_head());
+    for (method, params) in [
+        (HeadKind::Crt, value!({"epochs": 2, "batch_size": 64})),
+        (HeadKind::Joint, value!({"epochs": 1, "batch_size": 64, "sampler": "progressively_balanced"})),
+        (HeadKind::Lws, value!({"epochs": 2, "batch_size": 64, "sampler": "square_root"})),
+        (HeadKind::Crt, value!({"solver": "lbfgs", "weight_decay": 0.1})),
+        (HeadKind::Ncm, value!({})),
+        (HeadKind::TauNorm, value!({})),
+    ] {
+        let run = |seed: u64| {
+            let mut params = params.clone();
+            params["seed"] = value!(seed);
+            fit_plainly(&recipe(method, params), &set, Validation::Set(&other), Some(&joint)).unwrap().file
+        };
+        assert!(run(1) == run(1), "{method}");
+        assert!(run(1) != run(2), "{method}: the seed stands in the file at least");
+    }
+}
+
+#[test]
+fn a_class_without_a_sample_is_masked_and_nothing_is_nan() {
+    let set = small_set(0.0);
+    let joint =
+        fit_plainly(&recipe(HeadKind::Joint, value!({"solver": "lbfgs"})), &set, Validation::None, None).unwrap();
+    for (method, params) in [
+        (HeadKind::Crt, value!({"batch_size": 8})),
+        (HeadKind::Crt, value!({"solver": "lbfgs"})),
+        (HeadKind::Lws, value!({"batch_size": 8, "init": "inverse_norm"})),
+        (HeadKind::Lws, value!({"solver": "lbfgs"})),
+        (HeadKind::Ncm, value!({})),
+        (HeadKind::Ncm, value!({"transform": "none", "metric": "dot"})),
+    ] {
+        let what = format!("{method} {params}");
+        let fitted = fit_plainly(&recipe(method, params), &set, Validation::None, Some(&joint.head)).unwrap();
+        assert!(fitted.warnings.iter().any(|w| w.contains("1 of 4 classes") && w.contains("class 3")), "{what}");
+        assert_eq!(fitted.head.train_counts(), Some(&[40, 15, 5, 0][..]), "{what}");
+        assert!(fitted.head.weights().matrix().iter().all(|x| x.is_finite()), "{what}");
+        let (raw, norms) = fitted.head.weights().raw_scores(set.features());
+        let scoring = fitted.head.scoring(fitted.head.initial_settings());
+        let mut n_right = 0;
+        for (row, &label) in set.labels().iter().enumerate() {
+            let scores =
+                Scores { raw: raw.row(row).to_slice().unwrap(), squared_norm: norms.get(row).copied().unwrap_or(0.0) };
+            let best = scoring.predict(scores, 4, &mut Vec::new()).unwrap();
+            assert_eq!(best.len(), 3, "{what}");
+            n_right += usize::from(best[0].class == label as usize);
+        }
+        assert!(n_right >= 55, "{what}: {n_right} of 60");
+    }
+}
+
+#[test]
+fn the_prior_follows_the_sampler() {
+    let set = small_set(0.0);
+    for (method, params, prior) in [
+        (HeadKind::Joint, value!({}), TrainPrior::Joint),
+        (HeadKind::Crt, value!({}), TrainPrior::Uniform),
+        (HeadKind::Crt, value!({"sampler": "instance_balanced"}), TrainPrior::Joint),
+        (HeadKind::Crt, value!({"sampler": "square_root"}), TrainPrior::None),
+        (HeadKind::Crt, value!({"q": 0.0}), TrainPrior::Uniform),
+        (HeadKind::Ncm, value!({}), TrainPrior::Uniform),
+    ] {
+        let fitted = fit_plainly(&recipe(method, params.clone()), &set, Validation::None, None).unwrap();
+        assert_eq!(fitted.head.train_prior(), prior, "{method} {params}");
+        assert_eq!(fitted.head.provenance()["feature_set_digest"], set.digest().to_hex());
+        assert!(fitted.report.is_none());
+    }
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused() {
+    let (set, same, other, joint) = (small_set(0.0), small_set(0.0), small_set(0.1), joint_head());
+    let crt = recipe(HeadKind::Crt, value!({}));
+    let tau = recipe(HeadKind::TauNorm, value!({}));
+    let lws = recipe(HeadKind::Lws, value!({}));
+    let narrow = FeatureSet::new(Array2::ones((2, 3)), vec![0, 1], 4).unwrap();
+    let fewer = FeatureSet::new(Array2::ones((2, 4)), vec![0, 1], 2).unwrap();
+    let single = FeatureSet::new(Array2::ones((1, 4)), vec![0], 4).unwrap();
+    fn message(recipe: &Recipe, set: &FeatureSet, validation: Validation<'_>, base: Option<&Head>) -> String {
+        fit_plainly(recipe, set, validation, base).unwrap_err().to_string()
+    }
+    for (found, words) in [
+        (message(&lws, &set, Validation::None, None), "method lws needs a base head"),
+        (message(&lws, &set, Validation::None, Some(&joint)), "the base has 96 features, and the feature set has 4"),
+        (
+            message(&crt, &set, Validation::Set(&narrow), None),
+            "the validation set has 3 features, and the feature set has 4",
+        ),
+        (
+            message(&crt, &set, Validation::Set(&fewer), None),
+            "the validation set has 2 classes, and the feature set has 4",
+        ),
+        (message(&crt, &set, Validation::Set(&same), None), "the same content"),
+        (message(&crt, &set, Validation::Holdout(0.0), None), "`holdout` must be above 0 and below 1"),
+        (message(&crt, &set, Validation::Holdout(f64::NAN), None), "`holdout` must be above 0 and below 1"),
+        (message(&crt, &single, Validation::Holdout(0.5), None), "holds out nothing"),
+    ] {
+        assert!(found.contains(words), "{found}");
+    }
+    let ncm = fit_plainly(&recipe(HeadKind::Ncm, value!({})), &set, Validation::None, None).unwrap().head;
+    for recipe in [&lws, &tau] {
+        let found = message(recipe, &set, Validation::Set(&other), Some(&ncm));
+        assert!(found.contains("of kind ncm"), "{found}");
+    }
+    let linear = fit_plainly(&crt, &set, Validation::None, None).unwrap().head;
+    assert!(matches!(
+        fit_plainly(&tau, &set, Validation::None, Some(&linear)),
+        Err(FitError::NoValidation { method: HeadKind::TauNorm })
+    ));
+    // With one setting there is nothing to choose.
+    let one = recipe(HeadKind::TauNorm, value!({"tau": [0.5], "bias": "keep"}));
+    let fitted = fit_plainly(&one, &set, Validation::None, Some(&linear)).unwrap();
+    assert_eq!(fitted.head.initial_settings().tau, Some(0.5));
+}
+
+#[test]
+fn a_diverging_fit_says_so() {
+    let wild = recipe(HeadKind::Crt, value!({"learning_rate": 1e6, "batch_size": 4, "weight_decay": 1e6}));
+    let found = fit_plainly(&wild, &small_set(0.0), Validation::None, None);
+    assert!(matches!(found, Err(FitError::Diverged { .. })), "{found:?}");
+}
+
+#[test]
+fn a_fit_ends_when_its_watcher_says_so() {
+    let (set, joint) = (icons30_set("train"), joint_head());
+    for method in [HeadKind::Joint, HeadKind::Crt, HeadKind::Lws, HeadKind::Ncm, HeadKind::TauNorm] {
+        let task = FitTask {
+            recipe: &recipe(method, value!({})),
+            features: &set,
+            validation: Validation::Holdout(0.2),
+            base: Some(&joint),
+            shots: None,
+            cache_bytes: 1 << 30,
+        };
+        let outcome = fit(&task, &mut PlainEngine, &mut Watch::new(&mut |_| ControlFlow::Break(())));
+        assert!(matches!(outcome, Err(FitError::Cancelled)), "{method}");
+    }
+}
+
+#[test]
+fn progress_goes_from_0_to_1_and_never_back() {
+    let (set, joint) = (icons30_set("train"), joint_head());
+    for (method, params) in [
+        (HeadKind::Crt, value!({"epochs": 2})),
+        (HeadKind::Lws, value!({"solver": "lbfgs"})),
+        (HeadKind::Ncm, value!({"transform": "cl2n"})),
+        (HeadKind::TauNorm, value!({})),
+    ] {
+        let task = FitTask {
+            recipe: &recipe(method, params),
+            features: &set,
+            validation: Validation::Holdout(0.2),
+            base: Some(&joint),
+            shots: None,
+            cache_bytes: 1 << 30,
+        };
+        let mut told = Vec::new();
+        let mut on_progress = |progress: Option<equipoise::fit::Progress>| {
+            told.extend(progress.map(|progress| progress.done));
+            ControlFlow::Continue(())
+        };
+        fit(&task, &mut PlainEngine, &mut Watch::new(&mut on_progress)).unwrap();
+        assert!(!told.is_empty() && told.windows(2).all(|pair| pair[0] <= pair[1]), "{method}: {told:?}");
+        assert!(told.iter().all(|done| (0.0..=1.0).contains(done)), "{method}: {told:?}");
+    }
+}
+
+/// A set whose scores do not fit the cache is fitted all the same.
+#[test]
+fn lws_without_a_cache_gives_the_same_factors() {
+    let (set, joint) = (icons30_set("train"), joint_head());
+    for params in [value!({"epochs": 3, "batch_size": 64}), value!({"solver": "lbfgs"})] {
+        let run = |cache_bytes| {
+            let task = FitTask {
+                recipe: &recipe(HeadKind::Lws, params.clone()),
+                features: &set,
+                validation: Validation::Holdout(0.2),
+                base: Some(&joint),
+                shots: None,
+                cache_bytes,
+            };
+            fit(&task, &mut PlainEngine, &mut Watch::new(&mut |_| ControlFlow::Continue(()))).unwrap()
+        };
+        assert!(run(0).file == run(1 << 30).file, "{params}");
+    }
+}
+
+#[test]
+fn a_recipe_that_takes_few_steps_is_warned_of() {
+    let set = small_set(0.0);
+    let fitted =
+        fit_plainly(&recipe(HeadKind::Crt, value!({"batch_size": 512})), &set, Validation::None, None).unwrap();
+    assert!(fitted.warnings.iter().any(|w| w.contains("`batch_size` is 60")), "{:?}", fitted.warnings);
+    assert!(fitted.warnings.iter().any(|w| w.contains("10 steps")), "{:?}", fitted.warnings);
+    assert_eq!(fitted.head.provenance()["batch_size"], "60");
+}
