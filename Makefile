@@ -14,10 +14,10 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test ort lint bench clean
+.PHONY: help serve test ort lint bench bench-fit clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: ort ## Build a release and serve the model in models/ on http://127.0.0.1:8000 (ARGS="..." adds flags)
 	$(CARGO) run --release --locked -- serve $(ARGS)
@@ -32,6 +32,16 @@ lint: ## Check formatting, lints and documentation
 
 bench: ort ## Run the benchmarks
 	$(CARGO) bench --locked $(ARGS)
+
+BENCH_FIT_VENV = .work/bench-fit/.venv
+
+bench-fit: ort $(BENCH_FIT_VENV)/ready ## Time fits at the size of ImageNet-LT beside numpy and torch (2 GB of disk, half an hour)
+	EQUIPOISE_BENCH_PYTHON=$(BENCH_FIT_VENV)/bin/python $(CARGO) bench --locked --bench fit
+
+$(BENCH_FIT_VENV)/ready: benches/fit_requirements.txt
+	$(PYTHON) -m venv $(BENCH_FIT_VENV)
+	$(BENCH_FIT_VENV)/bin/pip install --quiet --requirement benches/fit_requirements.txt
+	touch $@
 
 ort: $(ORT_STAMP) ## Fetch ONNX Runtime into .ort/
 
