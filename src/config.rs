@@ -82,6 +82,18 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_MAX_FEATURE_SETS_BYTES", value_name = "BYTES")]
     pub max_feature_sets_bytes: Option<u64>,
 
+    /// Fits of heads that may wait at once, of all models together; a further one is answered 503 [default: 16]
+    #[arg(long, env = "EQUIPOISE_FIT_QUEUE_CAPACITY", value_name = "FITS")]
+    pub fit_queue_capacity: Option<NonZeroUsize>,
+
+    /// Fits that run at once, at a lower priority than what serves [default: 1]
+    #[arg(long, env = "EQUIPOISE_FIT_CONCURRENCY", value_name = "FITS")]
+    pub fit_concurrency: Option<NonZeroUsize>,
+
+    /// Threads of each fit, and of each evaluation [default: one for each core]
+    #[arg(long, env = "EQUIPOISE_FIT_THREADS", value_name = "N")]
+    pub fit_threads: Option<NonZeroUsize>,
+
     /// Most pixels of an image, by its header, before it is decoded; a larger one is answered 422 [default: 50000000]
     #[arg(long, env = "EQUIPOISE_MAX_IMAGE_PIXELS", value_name = "PIXELS")]
     pub max_image_pixels: Option<u64>,
@@ -229,6 +241,12 @@ pub struct Config {
     pub max_feature_set_bytes: u64,
     /// Bytes of all feature sets.
     pub max_feature_sets_bytes: u64,
+    /// Fits that may wait.
+    pub fit_queue_capacity: usize,
+    /// Fits that run at once.
+    pub fit_concurrency: usize,
+    /// Threads of a fit.
+    pub fit_threads: usize,
     /// Pixels of an image, if that was said.
     pub max_image_pixels: Option<u64>,
     /// Connections at once.
@@ -281,6 +299,9 @@ impl ServeOptions {
             max_body_bytes: self.max_body_bytes.or(file.max_body_bytes),
             max_feature_set_bytes: self.max_feature_set_bytes.or(file.max_feature_set_bytes),
             max_feature_sets_bytes: self.max_feature_sets_bytes.or(file.max_feature_sets_bytes),
+            fit_queue_capacity: self.fit_queue_capacity.or(file.fit_queue_capacity),
+            fit_concurrency: self.fit_concurrency.or(file.fit_concurrency),
+            fit_threads: self.fit_threads.or(file.fit_threads),
             max_image_pixels: self.max_image_pixels.or(file.max_image_pixels),
             max_connections: self.max_connections.or(file.max_connections),
             shutdown_delay_s: self.shutdown_delay_s.or(file.shutdown_delay_s),
@@ -324,6 +345,9 @@ impl ServeOptions {
             max_body_bytes: self.max_body_bytes.unwrap_or(32 << 20),
             max_feature_set_bytes: self.max_feature_set_bytes.unwrap_or(4 << 30),
             max_feature_sets_bytes: self.max_feature_sets_bytes.unwrap_or(64 << 30),
+            fit_queue_capacity: self.fit_queue_capacity.map_or(16, NonZeroUsize::get),
+            fit_concurrency: self.fit_concurrency.map_or(1, NonZeroUsize::get),
+            fit_threads: self.fit_threads.map_or_else(cores, NonZeroUsize::get),
             max_image_pixels: self.max_image_pixels,
             max_connections: self.max_connections.map_or(1024, NonZeroUsize::get),
             shutdown_delay: seconds(self.shutdown_delay_s, 0),

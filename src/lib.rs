@@ -25,6 +25,7 @@
 //! | `onnx` | the only place that knows ONNX Runtime: library, sessions, graphs, cutting a classifier in two |
 //! | `batcher` | admission, decoding, batching; the threads that own the sessions |
 //! | `registry` | what is loaded, and the changes that an operator makes to it |
+//! | `jobs` | fits and evaluations in the background of a server |
 //! | `metrics`, `telemetry`, `config` | what the process counts, logs and is told |
 //! | `http`, `cli` | the edges |
 //! | `server` | wires them |
@@ -45,6 +46,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod http;
+#[cfg(feature = "server")]
+pub mod jobs;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

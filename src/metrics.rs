@@ -5,8 +5,8 @@
 //! this file.
 
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, core::Collector,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector,
 };
 
 use crate::{dataset::Shot, preprocess::ImageError};
@@ -14,6 +14,8 @@ use crate::{dataset::Shot, preprocess::ImageError};
 /// From 50 microseconds to 10 seconds: a small head takes 20 microseconds, a request that waits behind a full queue seconds.
 const SECONDS: [f64; 17] =
     [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// From a tenth of a second to a day.
+const FIT_SECONDS: [f64; 12] = [0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
 const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const PROBABILITIES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 
@@ -57,6 +59,11 @@ pub struct Metrics {
     model_info: IntGaugeVec,
     feature_sets: IntGaugeVec,
     feature_set_bytes: IntGaugeVec,
+    fits_running: IntGaugeVec,
+    fits_queued: IntGaugeVec,
+    fit_duration: HistogramVec,
+    fits: IntCounterVec,
+    fit_samples_per_second: GaugeVec,
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
@@ -132,6 +139,22 @@ impl Metrics {
                 "1 for each loaded model and the execution provider that it really uses",
                 &["model", "provider"],
             ),
+            fits_running: int_gauge("equipoise_fits_running", "Fits that run", &["model"]),
+            fits_queued: int_gauge("equipoise_fits_queued", "Fits that wait", &["model"]),
+            fit_duration: histogram(
+                "equipoise_fit_duration_seconds",
+                "Time that a fit ran",
+                &["model", "method"],
+                &FIT_SECONDS,
+            ),
+            fits: counter("equipoise_fits_total", "Fits that have ended", &["model", "method", "state"]),
+            fit_samples_per_second: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("equipoise_fit_samples_per_second", "Samples that the latest fit looked at in a second"),
+                    &["model"],
+                ),
+            ),
             feature_sets: int_gauge("equipoise_feature_sets", "Feature sets that are kept", &["model"]),
             feature_set_bytes: int_gauge("equipoise_feature_set_bytes", "Bytes on the disk that they take", &["model"]),
             registry,
@@ -183,6 +206,35 @@ impl Metrics {
             predictions: Shot::ALL.map(|shot| self.predictions.with_label_values(&[model, head, shot.as_str()])),
             top1_probability: self.top1_probability.with_label_values(&[model, head]),
         }
+    }
+
+    /// The metrics of the fits of one model, with their labels resolved.
+    pub fn of_fits(&self, model: &str) -> FitMetrics {
+        FitMetrics {
+            running: self.fits_running.with_label_values(&[model]),
+            queued: self.fits_queued.with_label_values(&[model]),
+            samples_per_second: self.fit_samples_per_second.with_label_values(&[model]),
+        }
+    }
+
+    /// Lets the series of the fits of a model be there from the start.
+    pub fn announce_fits(&self, model: &str, methods: &[&str], ends: &[&str]) {
+        for method in methods {
+            self.fit_duration.with_label_values(&[model, method]);
+            for end in ends {
+                self.fits.with_label_values(&[model, method, end]);
+            }
+        }
+    }
+
+    /// Counts a fit that has ended.
+    pub fn fit_ended(&self, model: &str, method: &str, state: &str) {
+        self.fits.with_label_values(&[model, method, state]).inc();
+    }
+
+    /// Takes down how long a fit ran.
+    pub fn fit_took(&self, model: &str, method: &str, time: std::time::Duration) {
+        self.fit_duration.with_label_values(&[model, method]).observe(time.as_secs_f64());
     }
 
     /// Says which provider a model really uses.
@@ -256,6 +308,17 @@ pub struct FeatureSetMetrics {
     pub sets: IntGauge,
     /// Bytes on the disk that they take.
     pub bytes: IntGauge,
+}
+
+/// The metrics of the fits of one model.
+#[derive(Clone, Debug)]
+pub struct FitMetrics {
+    /// Fits that run.
+    pub running: IntGauge,
+    /// Fits that wait.
+    pub queued: IntGauge,
+    /// Samples that the latest fit looked at in a second.
+    pub samples_per_second: Gauge,
 }
 
 /// The metrics of one head.

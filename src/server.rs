@@ -18,6 +18,7 @@ use crate::{
     batcher::{BatchLimits, DecodePool},
     config::{AdminToken, Config, cores},
     http::{self, App, Phase},
+    jobs::{FitJobs, FitOptions},
     metrics::Metrics,
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
@@ -29,6 +30,9 @@ const CPU_MAX_BATCH_SIZE: usize = 4;
 const CUDA_MAX_BATCH_SIZE: usize = 32;
 /// Between the bytes of a request's head. Whoever is slower holds a connection for nothing.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the end of the server waits for fits that were told to end.
+const FITS_END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the server does not start, or ends.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +127,14 @@ impl Server {
             }
         };
         let metrics = Arc::new(Metrics::new());
-        let app = Arc::new(App::new(metrics, &token, config.max_body_bytes, config.max_request_time));
+        let fits = FitOptions {
+            queue_capacity: config.fit_queue_capacity,
+            concurrency: config.fit_concurrency,
+            threads: config.fit_threads,
+            cuda_memory_limit_bytes: config.cuda_memory_limit_bytes,
+        };
+        let jobs = FitJobs::new(fits, Arc::clone(&metrics));
+        let app = Arc::new(App::new(metrics, jobs, &token, config.max_body_bytes, config.max_request_time));
         Ok(Self { app, config, state_dir })
     }
 
@@ -159,6 +170,7 @@ impl Server {
             );
             models.push(Arc::new(model));
         }
+        self.app.jobs.start(&models)?;
         self.app.registry.fill(models);
         self.app.enter(Phase::Ready);
         Ok(())
@@ -178,6 +190,11 @@ impl Server {
             app.enter(Phase::Draining);
             tracing::info!("shutting down: not ready any more");
             tokio::time::sleep(delay).await;
+            // Whoever follows a fit reads its end then, and no connection waits for it.
+            let stop_fits = tokio::task::spawn_blocking(move || app.jobs.stop());
+            if let Err(error) = stop_fits.await {
+                tracing::error!(%error, "the fits could not be told to end");
+            }
             drop(stop);
         };
         let accepting = async {
@@ -223,6 +240,10 @@ impl Server {
             }
         };
         tokio::join!(stopping, accepting);
+        let app = Arc::clone(&self.app);
+        if let Err(error) = tokio::task::spawn_blocking(move || app.jobs.wait(FITS_END_TIMEOUT)).await {
+            tracing::error!(%error, "the end of the fits could not be waited for");
+        }
         tracing::info!("stopped");
     }
 }

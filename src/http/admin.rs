@@ -189,7 +189,7 @@ pub(super) async fn put_default_head(
 }
 
 /// Reads a JSON body, which must say that it is one.
-async fn json_body<T: serde::de::DeserializeOwned>(
+pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     app: &App,
     Arrived(start): Arrived,
     headers: &HeaderMap,
@@ -204,7 +204,7 @@ async fn json_body<T: serde::de::DeserializeOwned>(
     body::json(&body::read(headers, body, app.max_body_bytes, deadline).await?)
 }
 
-fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {
+pub(super) fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {
     parse_head_reference(head).ok_or_else(|| ApiError::NameInPath(head.to_owned()))
 }
 

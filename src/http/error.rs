@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{batcher::BatchError, dataset::FeatureSetError, registry::RegistryError};
+use crate::{batcher::BatchError, dataset::FeatureSetError, jobs::JobError, registry::RegistryError};
 
 /// Why a request is not answered as asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -73,6 +73,9 @@ pub(crate) enum ApiError {
     /// From the batcher.
     #[error(transparent)]
     Batch(#[from] BatchError),
+    /// From the fits and evaluations.
+    #[error("{0}")]
+    Job(std::sync::Arc<JobError>),
     /// From the registry.
     #[error("{0}")]
     Registry(std::sync::Arc<RegistryError>),
@@ -81,6 +84,15 @@ pub(crate) enum ApiError {
 impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
         Self::Registry(std::sync::Arc::new(error))
+    }
+}
+
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Registry(error) => error.into(),
+            error => Self::Job(std::sync::Arc::new(error)),
+        }
     }
 }
 
@@ -112,6 +124,23 @@ impl ApiError {
                 BatchError::DeadlineExceeded => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
                 BatchError::Model { .. } => (S::INTERNAL_SERVER_ERROR, "model_failed"),
                 BatchError::WorkerLost => (S::INTERNAL_SERVER_ERROR, "worker_lost"),
+            },
+            Self::Job(error) => match &**error {
+                // One of the registry is unwrapped where it comes in.
+                JobError::Registry(_) => (S::INTERNAL_SERVER_ERROR, "internal"),
+                JobError::HeadName { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_body"),
+                JobError::TauList { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_body"),
+                JobError::Recipe(_) => (S::UNPROCESSABLE_ENTITY, "invalid_params"),
+                JobError::Base { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_base"),
+                JobError::Fit(_) | JobError::NothingToCompareOn => (S::UNPROCESSABLE_ENTITY, "invalid_validation"),
+                JobError::QueueFull { .. } => (S::SERVICE_UNAVAILABLE, "fit_queue_full"),
+                JobError::TooManyEvaluations { .. } => (S::SERVICE_UNAVAILABLE, "too_many_evaluations"),
+                JobError::Stopping => (S::SERVICE_UNAVAILABLE, "shutting_down"),
+                JobError::NotFound { .. } => (S::NOT_FOUND, "fit_not_found"),
+                JobError::Finished { .. } => (S::CONFLICT, "fit_finished"),
+                JobError::NotSucceeded { .. } => (S::CONFLICT, "fit_not_succeeded"),
+                JobError::NotFinite { .. } => (S::UNPROCESSABLE_ENTITY, "not_finite"),
+                JobError::Engine(_) => (S::INTERNAL_SERVER_ERROR, "model_failed"),
             },
             Self::Registry(error) => match &**error {
                 RegistryError::NotLoaded => (S::SERVICE_UNAVAILABLE, "loading"),
@@ -147,6 +176,12 @@ impl ApiError {
             | Self::BodyTooSlow
             | Self::Unauthorized
             | Self::Forbidden => Some(self.status_and_code().1),
+            Self::Job(error) => match **error {
+                JobError::QueueFull { .. } | JobError::TooManyEvaluations { .. } | JobError::Stopping => {
+                    Some(self.status_and_code().1)
+                }
+                _ => None,
+            },
             Self::Registry(error) => match **error {
                 RegistryError::NotLoaded => Some("loading"),
                 RegistryError::StorageFull { .. } | RegistryError::FeatureSet(FeatureSetError::TooLarge { .. }) => {
@@ -172,6 +207,9 @@ impl ApiError {
         match self {
             Self::Batch(BatchError::Model { .. }) => {
                 "the model failed on this batch; the server's log says why".to_owned()
+            }
+            Self::Job(error) if matches!(**error, JobError::Engine(_)) => {
+                "the evaluation failed; the server's log says why".to_owned()
             }
             Self::Registry(_) if matches!(status, StatusCode::INTERNAL_SERVER_ERROR) => {
                 "the change could not be made and nothing has changed; the server's log says why".to_owned()

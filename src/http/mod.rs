@@ -4,8 +4,10 @@ mod admin;
 mod body;
 mod classify;
 mod error;
+mod evaluate;
 mod feature_sets;
 mod features;
+mod fits;
 mod layers;
 mod models;
 mod ops;
@@ -24,7 +26,7 @@ use axum::{
     routing::{any, get, post, put},
 };
 
-use crate::{heads::Digest, metrics::Metrics, registry::Registry};
+use crate::{heads::Digest, jobs::FitJobs, metrics::Metrics, registry::Registry};
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub enum Phase {
 pub struct App {
     /// The models.
     pub registry: Registry,
+    /// The fits of heads.
+    pub jobs: FitJobs,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The digest of the admin token; the token itself is not kept.
@@ -55,9 +59,16 @@ pub struct App {
 
 impl App {
     /// An app that is loading.
-    pub fn new(metrics: Arc<Metrics>, admin_token: &str, max_body_bytes: usize, max_request_time: Duration) -> Self {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        jobs: FitJobs,
+        admin_token: &str,
+        max_body_bytes: usize,
+        max_request_time: Duration,
+    ) -> Self {
         Self {
             registry: Registry::default(),
+            jobs,
             metrics,
             admin_token: Digest::of(admin_token.as_bytes()),
             max_body_bytes,
@@ -90,7 +101,7 @@ impl App {
 type AppState = axum::extract::State<Arc<App>>;
 
 /// Every path that the server answers, and its methods.
-pub const ROUTES: [(&str, &[&str]); 16] = [
+pub const ROUTES: [(&str, &[&str]); 21] = [
     ("/v1/classify", &["POST"]),
     ("/v1/models", &["GET"]),
     ("/v1/models/{model}", &["GET"]),
@@ -104,9 +115,14 @@ pub const ROUTES: [(&str, &[&str]); 16] = [
     ("/", &["GET"]),
     ("/admin/v1/models/{model}/heads", &["GET"]),
     ("/admin/v1/models/{model}/heads/{head}", &["GET", "PATCH", "PUT", "DELETE"]),
+    ("/admin/v1/models/{model}/heads/{head}/evaluate", &["POST"]),
     ("/admin/v1/models/{model}/default-head", &["PUT"]),
     ("/admin/v1/models/{model}/feature-sets", &["GET", "POST"]),
     ("/admin/v1/models/{model}/feature-sets/{id}", &["GET", "DELETE"]),
+    ("/admin/v1/models/{model}/fits", &["GET", "POST"]),
+    ("/admin/v1/models/{model}/fits/{id}", &["GET", "DELETE"]),
+    ("/admin/v1/models/{model}/fits/{id}/events", &["GET"]),
+    ("/admin/v1/models/{model}/fits/{id}/publish", &["POST"]),
 ];
 
 /// The router of [`ROUTES`].
@@ -118,9 +134,14 @@ pub fn router(app: Arc<App>) -> Router {
             "/v1/models/{model}/heads/{head}",
             get(admin::get_head).patch(admin::patch_head).put(admin::put_head).delete(admin::delete_head),
         )
+        .route("/v1/models/{model}/heads/{head}/evaluate", post(evaluate::evaluate))
         .route("/v1/models/{model}/default-head", put(admin::put_default_head))
         .route("/v1/models/{model}/feature-sets", get(feature_sets::list).post(feature_sets::upload))
         .route("/v1/models/{model}/feature-sets/{id}", get(feature_sets::show).delete(feature_sets::delete))
+        .route("/v1/models/{model}/fits", get(fits::list).post(fits::submit))
+        .route("/v1/models/{model}/fits/{id}", get(fits::show).delete(fits::cancel))
+        .route("/v1/models/{model}/fits/{id}/events", get(fits::events))
+        .route("/v1/models/{model}/fits/{id}/publish", post(fits::publish))
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
         .layer(admin_only.clone());

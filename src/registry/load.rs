@@ -168,6 +168,7 @@ pub fn load_model_with(
         store.feature_sets(shape, &options.feature_sets, options.metrics.of_feature_sets(&directory.name))
     });
     let feature_sets = feature_sets.transpose()?.map(Arc::new);
+    let fits = store.as_ref().map(ModelStore::fits).transpose()?;
     let manifest = declare(directory, &files, previous.as_ref())?;
     let builder = HeadBuilder {
         model: directory.name.clone(),
@@ -205,6 +206,7 @@ pub fn load_model_with(
         writer: Mutex::new(()),
         store,
         feature_sets,
+        fits,
     };
     model.observe(None, &model.state());
     Ok(model)

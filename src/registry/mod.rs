@@ -6,6 +6,7 @@
 mod backbone;
 mod directory;
 mod feature_sets;
+mod fit_files;
 mod load;
 mod manifest;
 mod model;
@@ -21,6 +22,7 @@ pub(crate) use backbone::classifier_head_file;
 pub(crate) use directory::read_labels;
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
 pub use feature_sets::{FeatureSetInUse, FeatureSetQuota, FeatureSetStore, FeatureSetUpload, StoredSet};
+pub use fit_files::FitFiles;
 pub use load::{LoadError, LoadOptions, load_model, load_model_with};
 pub use model::{Model, RegistryError};
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};

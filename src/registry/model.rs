@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    DerivedSpec, FeatureSetStore, HeadId, HeadSource, ModelState, PublishedHead, Series, StateError,
+    DerivedSpec, FeatureSetStore, FitFiles, HeadId, HeadSource, ModelState, PublishedHead, Series, StateError,
     manifest::Manifest, store::ModelStore,
 };
 use crate::{
@@ -196,6 +196,7 @@ pub struct Model {
     pub(super) writer: Mutex<()>,
     pub(super) store: Option<ModelStore>,
     pub(super) feature_sets: Option<Arc<FeatureSetStore>>,
+    pub(super) fits: Option<FitFiles>,
 }
 
 impl Model {
@@ -235,6 +236,14 @@ impl Model {
     /// [`StateError::Absent`] if it was loaded without a state directory.
     pub fn feature_sets(&self) -> Result<&Arc<FeatureSetStore>, RegistryError> {
         Ok(self.feature_sets.as_ref().ok_or(StateError::Absent)?)
+    }
+
+    /// The files of the fits of its heads.
+    ///
+    /// # Errors
+    /// [`StateError::Absent`] if it was loaded without a state directory.
+    pub fn fit_files(&self) -> Result<&FitFiles, RegistryError> {
+        Ok(self.fits.as_ref().ok_or(StateError::Absent)?)
     }
 
     /// The state of this moment. A request takes one and keeps to it.

@@ -18,7 +18,7 @@ use std::{
 };
 
 use super::{
-    FeatureSetQuota, FeatureSetStore,
+    FeatureSetQuota, FeatureSetStore, FitFiles,
     manifest::{self, Manifest},
 };
 use crate::{heads::Digest, metrics::FeatureSetMetrics};
@@ -120,6 +120,7 @@ impl StateDir {
             generations: path.join("generations"),
             blobs: path.join("blobs"),
             feature_sets: path.join("feature-sets"),
+            fits: path.join("fits"),
             dir: self.clone(),
         };
         for folder in [&store.generations, &store.blobs] {
@@ -135,6 +136,7 @@ pub(super) struct ModelStore {
     generations: PathBuf,
     blobs: PathBuf,
     feature_sets: PathBuf,
+    fits: PathBuf,
     dir: StateDir,
 }
 
@@ -148,6 +150,11 @@ impl ModelStore {
     ) -> Result<FeatureSetStore, StateError> {
         let (dir, quota) = (self.dir.clone(), Arc::clone(quota));
         FeatureSetStore::open(&self.feature_sets, dir, (num_classes, feature_dim), quota, metrics)
+    }
+
+    /// The files of the model's fits.
+    pub(super) fn fits(&self) -> Result<FitFiles, StateError> {
+        FitFiles::open(&self.fits, self.dir.clone())
     }
 
     /// The newest manifest, if there is one.

@@ -18,7 +18,7 @@ use crate::feature_sets::{archives, hostile_files};
 struct Process {
     child: Child,
     url: String,
-    state: TempDir,
+    state: Arc<TempDir>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
     client: reqwest::Client,
@@ -31,7 +31,8 @@ impl Process {
     }
 
     /// The same with a state directory that is there already.
-    async fn serve_in(state: TempDir, flags: &[&str], log: &str) -> Self {
+    async fn serve_in(state: impl Into<Arc<TempDir>>, flags: &[&str], log: &str) -> Self {
+        let state = state.into();
         let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
             command.env_remove(name);
@@ -69,6 +70,21 @@ impl Process {
 
     async fn get(&self, path: &str) -> Answer {
         try_send(self.client.get(format!("{}{path}", self.url))).await.unwrap()
+    }
+
+    /// Asks for something of icons30 with the token that the server made.
+    async fn admin(&self, method: &str, path: &str, body: Vec<u8>) -> Answer {
+        let token = std::fs::read_to_string(self.state.path().join("admin-token")).unwrap();
+        let url = format!("{}/admin/v1/models/icons30/{path}", self.url);
+        let request = self.client.request(method.parse().unwrap(), url).bearer_auth(token.trim()).body(body);
+        try_send(request).await.unwrap()
+    }
+
+    /// Ends it at once, as a power failure does.
+    fn kill(mut self) -> Arc<TempDir> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        Arc::clone(&self.state)
     }
 
     /// Resident memory in bytes.
@@ -194,6 +210,47 @@ async fn overload_answers_everybody_and_takes_no_memory() {
     assert_eq!(samples.get("equipoise_rejected_total{reason=\"overloaded\"}"), total[1] as f64);
     assert_eq!(samples.get("equipoise_requests_total{route=\"/v1/classify\",status=\"200\"}"), total[0] as f64);
     assert_eq!(samples.get("equipoise_batch_size_sum{model=\"icons30\"}"), total[0] as f64);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+}
+
+#[tokio::test]
+async fn a_fit_that_ran_when_the_process_was_killed_has_failed() {
+    let process = Process::serve(&[], "info").await;
+    let train = std::fs::read(icons30().join("features/train.npz")).unwrap();
+    let set = process.admin("POST", "feature-sets", train).await.expect(201).json()["id"].clone();
+    let done = json!({ "method": "ncm", "feature_set": set, "head": "done" });
+    let long = json!({ "method": "crt", "feature_set": set, "head": "long",
+        "params": { "epochs": 100_000, "batch_size": 8 } });
+    let mut ids = Vec::new();
+    for body in [&done, &long, &long] {
+        let answer = process.admin("POST", "fits", body.to_string().into_bytes()).await.expect(202);
+        ids.push(format!("fits/{}", answer.json()["id"].as_str().unwrap()));
+    }
+    let running = async { while process.admin("GET", &ids[1], Vec::new()).await.json()["progress"].is_null() {} };
+    guard("progress", running).await;
+    // What fits goes after what serves.
+    #[cfg(target_os = "linux")]
+    {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", process.child.id())).unwrap();
+        let niceness = threads.filter_map(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            let (before, after) = stat.rsplit_once(')').unwrap();
+            // The nineteenth field of the line, of which two stand before the name's end.
+            before.ends_with("(fit").then(|| after.split_whitespace().nth(16).unwrap().to_owned())
+        });
+        let niceness: Vec<String> = niceness.collect();
+        assert!(!niceness.is_empty() && niceness.iter().all(|value| value == "10"), "{niceness:?}");
+    }
+    let state = process.kill();
+    let process = Process::serve_in(state, &[], "info").await;
+    let first = process.admin("GET", &ids[0], Vec::new()).await.expect(200).json();
+    assert_eq!(first["state"], "succeeded");
+    for id in &ids[1..] {
+        let fit = process.admin("GET", id, Vec::new()).await.expect(200).json();
+        assert_eq!((&fit["state"], &fit["error"]), (&json!("failed"), &json!("the server stopped while it ran")));
+    }
+    process.admin("POST", &format!("{}/publish", ids[0]), Vec::new()).await.expect(201);
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
 }

@@ -4,6 +4,7 @@ mod accuracy;
 mod admin;
 mod errors;
 mod feature_sets;
+mod fits;
 mod inference;
 mod lifecycle;
 mod metrics;
