@@ -33,7 +33,7 @@ impl MemoryLimit {
     pub(super) fn read(&mut self, path: &Path, num_classes: Option<usize>) -> anyhow::Result<FeatureSet> {
         let read = FeatureSet::read(path, num_classes, self.left().unwrap_or(u64::MAX));
         let set = read.with_context_of(|error| match error {
-            FeatureSetError::TooLarge { .. } => format!("{}, of --memory-limit-bytes what is left", shown(path)),
+            FeatureSetError::TooLarge { .. } => format!("{}, within what is left of --memory-limit-bytes", shown(path)),
             _ => shown(path),
         })?;
         self.held = self.held.saturating_add(size_of(&set));

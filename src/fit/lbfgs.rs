@@ -38,11 +38,11 @@ struct State {
     gradient: Vec<f64>,
 }
 
+/// The value of a function at a point; its gradient is written.
+type Evaluate<'a, E> = dyn FnMut(&[f64], &mut [f64]) -> Result<f64, E> + 'a;
+
 /// Minimises a smooth function from `start`. `evaluate` gives the value, and writes the gradient.
-pub(super) fn minimise<E>(
-    start: Vec<f64>,
-    evaluate: &mut dyn FnMut(&[f64], &mut [f64]) -> Result<f64, E>,
-) -> Result<End, E> {
+pub(super) fn minimise<E>(start: Vec<f64>, evaluate: &mut Evaluate<'_, E>) -> Result<End, E> {
     let mut gradient = vec![0.0; start.len()];
     let value = evaluate(&start, &mut gradient)?;
     let mut state = State { point: start, value, gradient };
@@ -123,7 +123,7 @@ fn line_search<E>(
     direction: &[f64],
     slope: f64,
     first_step: f64,
-    evaluate: &mut dyn FnMut(&[f64], &mut [f64]) -> Result<f64, E>,
+    evaluate: &mut Evaluate<'_, E>,
 ) -> Result<Option<State>, E> {
     let mut try_step = |step: f64| -> Result<(State, f64), E> {
         let mut point = from.point.clone();

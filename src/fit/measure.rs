@@ -34,7 +34,7 @@ pub fn measure<'s>(
         let of_part = |first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
             let mut logits = Vec::new();
             let mut parts: Vec<Evaluation<'s>> = scorings.iter().map(|_| Evaluation::new(shots)).collect();
-            for row in first..(first + ROWS_OF_A_THREAD).min(labels.len()) {
+            for (row, &label) in labels.iter().enumerate().skip(first).take(ROWS_OF_A_THREAD) {
                 let squared_norm =
                     scores.squared_norms.as_ref().and_then(|norms| norms.get(row)).copied().unwrap_or(0.0);
                 let raw = &scores.raw[row * n_classes..(row + 1) * n_classes];
@@ -42,7 +42,7 @@ pub fn measure<'s>(
                     let best = scoring
                         .predict(Scores { raw, squared_norm }, 5, &mut logits)
                         .ok_or(FitError::LogitsNotFinite { row: range.start + row })?;
-                    part.add(labels[row] as usize, &best);
+                    part.add(label as usize, &best);
                 }
             }
             Ok(parts)

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use super::{AppState, admin::blocking, body, classify::parse_query, error::ApiError};
 use crate::registry::{FeatureSetUpload, Model, RegistryError, StoredSet, is_valid_name};
 
-/// What is collected before a thread is asked to write it.
-const BLOCK_BYTES: usize = 1 << 20;
+/// What is collected before a thread is asked to write it: all the memory that an upload holds.
+const BLOCK_BYTES: usize = 1 << 18;
 
 #[derive(Serialize)]
 pub(super) struct FeatureSetView {

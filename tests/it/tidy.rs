@@ -22,7 +22,7 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
     ("clap", &["src/cli/", "src/config.rs", "src/main.rs"]),
 ];
 
-/// The mathematics, and what it does not know of: it does no IO of its own and reads no clock.
+/// The mathematics, and what it does not know of: it reads no clock, and does no IO but that of feature set files.
 const MATHEMATICS: [&str; 4] = ["src/dataset/", "src/heads/", "src/evaluate.rs", "src/fit/"];
 const UNKNOWN_TO_MATHEMATICS: [&str; 8] =
     ["tokio", "axum", "ort", "hyper", "image", "prometheus", "Instant", "SystemTime"];

@@ -175,7 +175,7 @@ fn what_cannot_be_evaluated_is_named() {
         &test,
         &joint,
         &["--memory-limit-bytes", "1000"],
-        &["test.npz, of --memory-limit-bytes", "the limit is 1000"],
+        &["test.npz, within what is left of --memory-limit-bytes", "the limit is 1000"],
     );
 }
 

@@ -240,13 +240,13 @@ fn what_cannot_be_fitted_is_named_and_nothing_is_written() {
         &icons,
         "crt",
         &["--memory-limit-bytes", "1000"],
-        &["train.npz, of --memory-limit-bytes what is left: `labels` declares", "the limit is 1000"],
+        &["train.npz, within what is left of --memory-limit-bytes: `labels` declares", "the limit is 1000"],
     );
     check(
         &icons,
         "crt",
         &["--memory-limit-bytes", "800000", "--validation", &features("val")],
-        &["val.npz, of --memory-limit-bytes what is left: `features` declares"],
+        &["val.npz, within what is left of --memory-limit-bytes: `features` declares"],
     );
     check(&train, "crt", &["--device", "cuda:9"], &["cuda"]);
     fails(&["fit", "--features", &train, "--method", "ncm", "-o", &path(folder.path())], &["it is a folder"]);

@@ -413,14 +413,14 @@ async fn a_caller_that_breaks_off_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn an_upload_may_take_longer_than_a_request_and_may_not_stand_still() {
-    let pause = std::time::Duration::from_millis(300);
-    let setup = Setup::new().config(move |config| config.max_request_time = pause);
+    let limit = std::time::Duration::from_secs(2);
+    let setup = Setup::new().config(move |config| config.max_request_time = limit);
     let app = setup.start();
     let file = npz_of(&set(20, 1));
-    // Five pauses of 100 ms make more than the 300 ms of a request.
+    // Five pauses make more than a request may take, and none of them does.
     let pieces: Vec<Vec<u8>> = file.chunks(file.len() / 5).map(<[u8]>::to_vec).collect();
-    let slow = futures_util::stream::iter(pieces).then(|piece| async {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let slow = futures_util::stream::iter(pieces).then(move |piece| async move {
+        tokio::time::sleep(limit / 4).await;
         Ok::<_, std::io::Error>(piece)
     });
     upload(&app, "", reqwest::Body::wrap_stream(slow)).await.expect(201);
