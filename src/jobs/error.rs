@@ -58,11 +58,11 @@ pub enum JobError {
         id: String,
     },
     /// Nothing is left to cancel.
-    #[error("fit `{id}` has ended: it is {state}", state = state.as_str())]
+    #[error("fit `{id}` cannot be cancelled any more: it is {state}", state = state.as_str())]
     Finished {
         /// The id.
         id: String,
-        /// How it ended.
+        /// How it ended; or it still runs, and its head is being written down.
         state: FitState,
     },
     /// There is no head to publish.

@@ -1,10 +1,7 @@
 //! One fit: its record, and who may change it.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,6 +13,18 @@ use crate::{
     registry::{FitFiles, HeadId, Model, StateError},
 };
 
+/// Whether a fit may still be cancelled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Fate {
+    /// It may.
+    #[default]
+    Open,
+    /// It is.
+    Cancelled,
+    /// Its head is there, and what follows is not undone.
+    Sealed,
+}
+
 /// A fit that waits, runs or has ended.
 #[derive(Debug)]
 pub struct FitJob {
@@ -24,7 +33,7 @@ pub struct FitJob {
     record: watch::Sender<Arc<FitRecord>>,
     progress: watch::Sender<Option<FitProgress>>,
     inputs: Mutex<Option<Inputs>>,
-    is_cancelled: AtomicBool,
+    fate: Mutex<Fate>,
     /// Held by the one who makes the next record.
     writer: Mutex<()>,
 }
@@ -43,7 +52,7 @@ impl FitJob {
             progress: watch::Sender::new(record.progress),
             record: watch::Sender::new(Arc::new(record)),
             inputs: Mutex::default(),
-            is_cancelled: AtomicBool::new(false),
+            fate: Mutex::default(),
             writer: Mutex::default(),
         }
     }
@@ -115,19 +124,38 @@ impl FitJob {
         told
     }
 
-    /// Asks the running fit to end.
-    pub(super) fn ask_to_end(&self) {
-        self.is_cancelled.store(true, Ordering::Release);
+    /// Goes from open to another fate, unless it has gone there or elsewhere before; says whether that is its fate now.
+    fn meet(&self, wanted: Fate) -> bool {
+        let mut fate = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
+        if *fate == Fate::Open {
+            *fate = wanted;
+        }
+        *fate == wanted
+    }
+
+    /// Asks the running fit to end; `false` if it is too late for that.
+    pub(super) fn ask_to_end(&self) -> bool {
+        self.meet(Fate::Cancelled)
+    }
+
+    /// Lets nobody cancel it any more; `false` if somebody has.
+    pub(super) fn seal(&self) -> bool {
+        self.meet(Fate::Sealed)
     }
 
     pub(super) fn is_asked_to_end(&self) -> bool {
-        self.is_cancelled.load(Ordering::Acquire)
+        *self.fate.lock().unwrap_or_else(PoisonError::into_inner) == Fate::Cancelled
     }
 
     /// Keeps the head file; gives its name by content.
     pub(super) fn keep_head(&self, file: &[u8]) -> Result<String, StateError> {
         self.files.write_head(&self.record().id, file)?;
         Ok(crate::heads::Digest::of(file).to_hex())
+    }
+
+    /// Removes the head file again.
+    pub(super) fn drop_head(&self) {
+        self.files.remove_head(&self.record().id);
     }
 
     /// Removes it from the disk.

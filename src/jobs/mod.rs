@@ -218,8 +218,10 @@ impl FitJobs {
         if record.state.is_finished() {
             return Err(JobError::Finished { id: record.id.clone(), state: record.state });
         }
-        job.ask_to_end();
-        Ok(())
+        match job.ask_to_end() {
+            true => Ok(()),
+            false => Err(JobError::Finished { id: record.id.clone(), state: record.state }),
+        }
     }
 
     /// Ends all that waits or runs, and accepts nothing more. Does not wait for what runs.

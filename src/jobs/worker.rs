@@ -77,6 +77,10 @@ pub(super) fn run(shared: &Shared, job: &FitJob) {
     let kept = outcome.and_then(|outcome| {
         let digest = job.keep_head(&outcome.fitted.file);
         let digest = digest.map_err(|error| Failure::Error(format!("the head cannot be written down: {error}")))?;
+        if !job.seal() {
+            job.drop_head();
+            return Err(Failure::Ended);
+        }
         let report = outcome.fitted.report.as_ref().map(serde_json::value::to_raw_value).transpose();
         let report: Option<Box<RawValue>> = report.map_err(|error| Failure::Error(error.to_string()))?;
         Ok((outcome, digest, report))

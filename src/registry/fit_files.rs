@@ -103,13 +103,21 @@ impl FitFiles {
 
     /// Removes a fit. What cannot be removed is merely kept.
     pub fn remove(&self, id: &str) {
-        for suffix in [RECORD_SUFFIX, HEAD_SUFFIX] {
-            let path = self.path(id, suffix);
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), %error, "cannot remove an old fit");
-            }
+        remove(&self.path(id, RECORD_SUFFIX));
+        self.remove_head(id);
+    }
+
+    /// Removes the head file of a fit, if there is one.
+    pub fn remove_head(&self, id: &str) {
+        remove(&self.path(id, HEAD_SUFFIX));
+    }
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove {}", path.display());
         }
+        _ => {}
     }
 }
