@@ -191,7 +191,9 @@ fn make(file: &Path, n_rows: usize, imbalance: f64, seed: u64) {
     }
     let share = |class: usize| imbalance.powf(-(class as f64) / (N_CLASSES - 1) as f64);
     let total: f64 = (0..N_CLASSES).map(share).sum();
+    // The largest class last: it takes the rest, or gives way.
     let mut labels: Vec<i64> = (0..N_CLASSES)
+        .rev()
         .flat_map(|class| vec![class as i64; (share(class) / total * n_rows as f64).round().max(1.0) as usize])
         .collect();
     labels.resize(n_rows, 0);

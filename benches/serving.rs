@@ -131,6 +131,71 @@ fn main() {
         let patched = median((0..N_ROUNDS).map(|_| http_loop(address, &patches, 1)).collect());
         println!("| {model} | {:.2} | {:.2} |", patched.p50, patched.p99);
     }
+    beside_a_fit(&server, address, &directory.name, &requests, &authorization);
+}
+
+/// Latencies at half of the rate that the server reaches, alone and while a cRT fit runs in the same process.
+///
+/// Requests are sent when their time has come, whether or not earlier ones are answered, and timed from then: a server that
+/// falls behind cannot hide it.
+fn beside_a_fit(server: &Server, address: SocketAddr, model: &str, requests: &[Vec<u8>], authorization: &str) {
+    let loaded = server.app().registry.model(Some(model)).unwrap();
+    let (dim, n_classes, n_rows) = (loaded.feature_dim(), loaded.labels().len(), 20_000);
+    let features: Vec<f32> = (0..n_rows * dim).map(|i| ((i * 7919 % 10_007) as f32) / 10_007.0).collect();
+    let labels: Vec<i64> = (0..n_rows).map(|row| (row % n_classes) as i64).collect();
+    let tensors = [
+        ("features".to_owned(), TensorView::F32(&features, vec![n_rows, dim])),
+        ("labels".to_owned(), TensorView::I64(&labels, vec![n_rows])),
+    ];
+    let mut file = Vec::new();
+    write_safetensors(&mut file, &std::collections::BTreeMap::new(), &tensors.into()).unwrap();
+    let admin = format!("/admin/v1/models/{model}");
+    let octets = authorization.replace("application/json", "application/octet-stream");
+    let mut client = Client::connect(address);
+    let id =
+        |answer: &str| serde_json::from_str::<serde_json::Value>(answer).unwrap()["id"].as_str().unwrap().to_owned();
+    let set = id(&client.send(&request("POST", &format!("{admin}/feature-sets?name=bench"), &octets, &file)));
+    let rate = http_loop(address, requests, 8).rate / 2.0;
+    let alone: Vec<Round> = (0..3).map(|_| open_loop(address, requests, rate)).collect();
+    let body = format!(
+        "{{\"method\": \"crt\", \"feature_set\": \"{set}\", \"head\": \"bench\", \"params\": {{\"epochs\": 100000}}}}"
+    );
+    let fit = id(&client.send(&request("POST", &format!("{admin}/fits"), authorization, body.as_bytes())));
+    std::thread::sleep(Duration::from_secs(1));
+    let beside: Vec<Round> = (0..3).map(|_| open_loop(address, requests, rate)).collect();
+    client.send(&request("DELETE", &format!("{admin}/fits/{fit}"), authorization, b""));
+    let (alone, beside) = (median(alone), median(beside));
+    println!("\n| at {rate:.0} requests/s | p50 ms | p99 ms |\n|---|---|---|");
+    println!("| alone | {:.2} | {:.2} |", alone.p50, alone.p99);
+    println!("| beside a cRT fit | {:.2} | {:.2} |", beside.p50, beside.p99);
+    println!("| ratio | {:.2} | {:.2} |", beside.p50 / alone.p50, beside.p99 / alone.p99);
+}
+
+/// Sends requests at a fixed rate for a round, over as many connections as it takes.
+fn open_loop(address: SocketAddr, requests: &[Vec<u8>], rate: f64) -> Round {
+    let (next, start) = (AtomicUsize::new(0), Instant::now());
+    let n_total = (rate * 2.0 * ROUND.as_secs_f64()) as usize;
+    let latencies = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut client, mut latencies) = (Client::connect(address), Vec::new());
+                    loop {
+                        let item = next.fetch_add(1, Ordering::Relaxed);
+                        if item >= n_total {
+                            return latencies;
+                        }
+                        let due = start + Duration::from_secs_f64(item as f64 / rate);
+                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                        client.send(&requests[item % requests.len()]);
+                        latencies.push(due.elapsed().as_secs_f64() * 1e3);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<f64>>()
+    });
+    Round::new(latencies, start.elapsed())
 }
 
 /// What one round measured.
@@ -223,9 +288,10 @@ impl Client {
         Self { stream, buffer: vec![0; 1 << 16] }
     }
 
-    fn send(&mut self, request: &[u8]) {
+    /// Sends a request and gives back the body of the answer.
+    fn send(&mut self, request: &[u8]) -> String {
         self.stream.write_all(request).unwrap();
-        read_answer(&mut self.stream, &mut self.buffer);
+        read_answer(&mut self.stream, &mut self.buffer)
     }
 }
 
@@ -252,7 +318,7 @@ fn one_by_one(directory: &ModelDirectory, images: &[Vec<u8>], address: SocketAdd
             break;
         }
         let alone = timed(&mut || bare.run(&images[item]));
-        let served = timed(&mut || client.send(&requests[item]));
+        let served = timed(&mut || _ = client.send(&requests[item]));
         result.bare.push(alone);
         result.http.push(served);
         result.added.push(served - alone);
@@ -275,7 +341,7 @@ fn bare_loop(directory: &ModelDirectory, images: &[Vec<u8>], n_threads: usize) -
 fn http_loop(address: SocketAddr, requests: &[Vec<u8>], concurrency: usize) -> Round {
     closed_loop(concurrency, || {
         let mut client = Client::connect(address);
-        move |item| client.send(&requests[item % requests.len()])
+        move |item| _ = client.send(&requests[item % requests.len()])
     })
 }
 
@@ -287,8 +353,8 @@ fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// Reads one answer and checks that it is a 200.
-fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) {
+/// Reads one answer, checks that it is a success, and gives back its body.
+fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> String {
     let mut length = 0;
     loop {
         if length == buffer.len() {
@@ -306,8 +372,9 @@ fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) {
             })
             .unwrap();
         if length >= end + 4 + n_body {
-            assert!(head.starts_with("HTTP/1.1 200"), "{head}\n{}", String::from_utf8_lossy(&buffer[end..length]));
-            return;
+            let body = String::from_utf8_lossy(&buffer[end + 4..length]);
+            assert!(head.starts_with("HTTP/1.1 2"), "{head}\n{body}");
+            return body.into_owned();
         }
     }
 }

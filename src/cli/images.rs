@@ -1,6 +1,7 @@
 //! Runs image files through a model: some at a time, so that memory stays bounded, and answered in order.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -49,7 +50,8 @@ impl ImageFailure {
 pub(super) type Answer = Result<(Output, Timing), ImageFailure>;
 
 /// Asks `model` for `wanted` of each of `files`, and gives the answers to `take`, in order, with the index of the file.
-/// An error of `take` ends it.
+/// An error of `take` ends it, when the images in work are done: a process that exits in the middle of a run makes ONNX
+/// Runtime complain, or worse.
 ///
 /// At most twice as many files as the sessions run at once are in memory: one half is computed while the other is read.
 pub(super) fn run_images(
@@ -60,9 +62,12 @@ pub(super) fn run_images(
 ) -> anyhow::Result<()> {
     let limits = model.batcher().limits();
     let at_once = (2 * model.batcher().n_workers() * limits.max_batch_size).min(limits.queue_capacity);
-    let wanted = &wanted;
+    let (wanted, is_over) = (&wanted, &Cell::new(false));
     let mut answers = stream::iter(files)
         .map(|file| async move {
+            if is_over.get() {
+                return Err(ImageFailure::Read(io::ErrorKind::Interrupted.into()));
+            }
             let bytes = read(file)?;
             let outputs =
                 model.batcher().run(Inputs::Images(vec![bytes.into()]), wanted(), Instant::now() + MAX_IMAGE_TIME);
@@ -78,12 +83,15 @@ pub(super) fn run_images(
         .buffered(at_once.max(1));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(async {
-        let mut index = 0;
+        let (mut index, mut outcome) = (0, Ok(()));
         while let Some(answer) = answers.next().await {
-            take(index, answer)?;
-            index += 1;
+            if !is_over.get() {
+                outcome = take(index, answer);
+                is_over.set(outcome.is_err());
+                index += 1;
+            }
         }
-        Ok(())
+        outcome
     })
 }
 

@@ -14,6 +14,9 @@ use crate::{
 /// Rows that one thread looks at before the next piece; fixed, so that the sums do not depend on the number of threads.
 const ROWS_OF_A_THREAD: usize = 128;
 
+/// Rows whose scores are looked at under all settings before the next.
+const ROWS_OF_A_BLOCK: usize = 32;
+
 /// Evaluates each of `scorings` on `samples`; they all are of heads with these `weights`. `shots` has the shot of each class.
 ///
 /// # Errors
@@ -76,18 +79,19 @@ pub(super) fn count_correct(
     for range in pieces(samples.len(), ROWS_AT_ONCE) {
         let scores = engine.raw_scores(samples.table(), samples.piece(range.clone()), weights)?;
         let labels = &samples.labels()[range.clone()];
-        // Each thread has settings of its own and looks at all rows: nothing is to be merged.
-        let indices: Vec<usize> = (0..scorings.len()).collect();
-        let counts = in_parallel(&indices, |&index| {
-            let mut counts = vec![0u64; samples.num_classes()];
-            let is_right = |(raw, &label): (&[f32], &u32)| scorings[index].best_class(raw) == Some(label as usize);
-            for row in scores.raw.chunks_exact(n_classes).zip(labels).filter(|&row| is_right(row)) {
-                counts[*row.1 as usize] += 1;
-            }
-            counts
+        // Under every setting before the next rows: these stay in the nearest caches.
+        let blocks: Vec<&[f32]> = scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).collect();
+        let best = in_parallel(&blocks, |block| {
+            let of_setting =
+                |scoring: &&Scoring| block.chunks_exact(n_classes).map(|raw| scoring.best_class(raw)).collect();
+            scorings.iter().map(of_setting).collect::<Vec<Vec<Option<usize>>>>()
         });
-        for (sums, counts) in correct.iter_mut().zip(counts) {
-            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        for (best, labels) in best.iter().zip(labels.chunks(ROWS_OF_A_BLOCK)) {
+            for (best, correct) in best.iter().zip(&mut correct) {
+                for (best, &label) in best.iter().zip(labels) {
+                    correct[label as usize] += u64::from(*best == Some(label as usize));
+                }
+            }
         }
         let done = range.end as f64 / samples.len() as f64;
         watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen: range.end })?;

@@ -17,6 +17,7 @@ mod measure;
 mod minimise;
 mod ncm;
 mod recipe;
+mod remember;
 mod sampler;
 mod samples;
 mod sgd;
@@ -36,6 +37,7 @@ pub use sgd::Sgd;
 pub use tau_norm::CurvePoint;
 
 use file::head_file;
+use remember::RememberingEngine;
 
 use crate::{
     dataset::{FeatureSet, Shot},
@@ -240,6 +242,14 @@ pub struct FitReport {
 pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -> Result<Fitted, FitError> {
     let FitTask { recipe, features, .. } = task;
     let method = recipe.method();
+    let mut remembering;
+    // SGD asks for the scores of other weights after each epoch, and would fill the memory with what is never asked again.
+    let engine: &mut dyn Engine = if method == HeadKind::TauNorm {
+        remembering = RememberingEngine::new(engine, task.cache_bytes);
+        &mut remembering
+    } else {
+        engine
+    };
     let (samples, validation) = split(task)?;
     let base = check_base(task)?;
     if recipe.needs_validation() && validation.is_none() {

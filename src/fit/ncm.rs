@@ -93,10 +93,11 @@ fn class_sums(
     for some in pieces.chunks(PIECES_AT_ONCE) {
         let parts = in_parallel(some, |(_, rows)| {
             let mut sum = vec![0.0f64; dim];
-            for &row in &by_class[rows.clone()] {
-                let row = &values[row as usize * dim..(row as usize + 1) * dim];
-                add_mapped(row, map, &mut sum);
-            }
+            let row = |row: u32| &values[row as usize * dim..(row as usize + 1) * dim];
+            // Four at once: the rows of a class lie all over the file, and one alone would wait for the memory each time.
+            let (fours, rest) = by_class[rows.clone()].as_chunks::<4>();
+            fours.iter().for_each(|&four| add_mapped(four.map(row), map, &mut sum));
+            rest.iter().for_each(|&one| add_mapped([row(one)], map, &mut sum));
             sum
         });
         for ((class, rows), part) in some.iter().zip(parts) {
@@ -108,12 +109,17 @@ fn class_sums(
     Ok(sums)
 }
 
-/// Adds `g(x)` to a sum.
-fn add_mapped(row: &[f32], map: &Map<'_>, sum: &mut [f64]) {
+/// Adds `g(x)` of some rows to a sum.
+fn add_mapped<const N: usize>(rows: [&[f32]; N], map: &Map<'_>, sum: &mut [f64]) {
     match (map.mean, map.normalize) {
-        (None, false) => add_scaled(row, 1.0, sum),
-        (None, true) => add_scaled(row, 1.0 / at_least_epsilon(squared_norm(row)), sum),
-        (Some(mean), _) => add_centred(row, mean, 1.0 / at_least_epsilon(squared_distance(row, mean)), sum),
+        (None, false) => add_scaled(rows, [1.0; N], sum),
+        (None, true) => add_scaled(rows, rows.map(|row| 1.0 / at_least_epsilon(squared_norm(row))), sum),
+        (Some(mean), _) => {
+            let scales = rows.map(|row| 1.0 / at_least_epsilon(squared_distance(row, mean)));
+            add_scaled(rows, scales, sum);
+            // Each row less the mean, scaled: the mean comes off once for all of them.
+            add_scaled([mean], [-scales.iter().sum::<f64>()], sum);
+        }
     }
 }
 
@@ -123,14 +129,14 @@ fn at_least_epsilon(squared: f64) -> f64 {
 }
 
 #[multiversion(targets("x86_64+avx2"))]
-fn add_scaled(row: &[f32], scale: f64, sum: &mut [f64]) {
-    sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += scale * f64::from(x));
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-fn add_centred(row: &[f32], mean: &[f32], scale: f64, sum: &mut [f64]) {
-    for ((sum, &x), &mean) in sum.iter_mut().zip(row).zip(mean) {
-        *sum += scale * (f64::from(x) - f64::from(mean));
+fn add_scaled<const N: usize>(rows: [&[f32]; N], scales: [f64; N], sum: &mut [f64]) {
+    let rows = rows.map(|row| &row[..sum.len()]);
+    for (column, sum) in sum.iter_mut().enumerate() {
+        let mut added = 0.0;
+        for n in 0..N {
+            added += scales[n] * f64::from(rows[n][column]);
+        }
+        *sum += added;
     }
 }
 

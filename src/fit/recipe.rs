@@ -131,6 +131,18 @@ pub enum RecipeError {
     },
 }
 
+impl RecipeError {
+    /// Names one more key where the keys that are known are listed.
+    fn with_key(self, key: &str) -> Self {
+        match self {
+            Self::Params { method, problem } if problem.contains("expected one of") => {
+                Self::Params { method, problem: format!("{problem}, `{key}`") }
+            }
+            other => other,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SoftmaxParams {
@@ -216,7 +228,8 @@ impl Recipe {
                 let init = params.remove(LWS_ONLY).map_or(Ok(LwsInit::Ones), serde_json::from_value);
                 let init =
                     init.map_err(|error| RecipeError::Params { method, problem: format!("`{LWS_ONLY}`: {error}") })?;
-                Ok(Self::Lws(softmax(method, read_params(method, params)?)?, init))
+                let params = read_params(method, params).map_err(|error| error.with_key(LWS_ONLY))?;
+                Ok(Self::Lws(softmax(method, params)?, init))
             }
             HeadKind::TauNorm => {
                 let params: TauNormParams = read_params(method, params)?;

@@ -34,6 +34,7 @@ fn parameters_that_a_method_does_not_know_are_refused_by_name() {
         (HeadKind::Crt, value!({"epoch": 3}), "unknown field `epoch`"),
         (HeadKind::Crt, value!({"init": "ones"}), "unknown field `init`"),
         (HeadKind::Lws, value!({"bias": "scale"}), "unknown field `bias`"),
+        (HeadKind::Lws, value!({"bias": "scale"}), "`seed`, `init`"),
         (HeadKind::Ncm, value!({"epochs": 3}), "unknown field `epochs`"),
         (HeadKind::TauNorm, value!({"weight_decay": 3}), "unknown field `weight_decay`"),
         (HeadKind::Joint, value!({"sampler": "balanced"}), "unknown variant `balanced`"),
