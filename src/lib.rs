@@ -20,6 +20,7 @@
 //! |---|---|
 //! | [`dataset`] | training counts, shots, feature sets |
 //! | [`heads`] | what turns features into logits; settings; head files |
+//! | [`fit`] | how a head is made: samplers, softmax regression, the choice of tau, class means |
 //! | [`evaluate`] | reports by shot |
 //! | `preprocess` | from the bytes of an image to the tensor that the network was trained on, exactly as Pillow does it |
 //! | `onnx` | the only place that knows ONNX Runtime: library, sessions, graphs, cutting a classifier in two |
@@ -30,7 +31,7 @@
 //! | `http`, `cli` | the edges |
 //! | `server` | wires them |
 //!
-//! The first three are the mathematics: no HTTP, no runtime, no clock. Everything else sits behind the default feature
+//! The first four are the mathematics: no HTTP, no runtime, no clock. Everything else sits behind the default feature
 //! `server`.
 
 pub mod dataset;
