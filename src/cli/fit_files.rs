@@ -1,12 +1,17 @@
-//! What fits and evaluations read: feature sets within a limit, heads, and training counts.
+//! What fits and evaluations read: feature sets, of which no more than a limit are held in memory, heads, and training
+//! counts.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::BufReader,
+    path::Path,
+};
 
 use anyhow::Context;
 
 use super::labelled_files::shown;
 use crate::{
-    dataset::{FeatureSet, FeatureSetError, Shot, parse_train_counts},
+    dataset::{Expected, FeatureSet, FeatureSetError, Shot, parse_train_counts},
     heads::{Head, HeadFile},
 };
 
@@ -29,13 +34,13 @@ impl MemoryLimit {
         Some(self.limit?.saturating_sub(self.held))
     }
 
-    /// Reads a feature set; without `num_classes` its largest label makes their number.
+    /// Reads a feature set; without `num_classes` its largest label makes their number. What does not fit the limit is
+    /// converted into a file in the folder for temporary files and mapped from there.
     pub(super) fn read(&mut self, path: &Path, num_classes: Option<usize>) -> anyhow::Result<FeatureSet> {
-        let read = FeatureSet::read(path, num_classes, self.left().unwrap_or(u64::MAX));
-        let set = read.with_context_of(|error| match error {
-            FeatureSetError::TooLarge { .. } => format!("{}, within what is left of --memory-limit-bytes", shown(path)),
-            _ => shown(path),
-        })?;
+        let set = match FeatureSet::read(path, num_classes, self.left().unwrap_or(u64::MAX)) {
+            Err(FeatureSetError::TooLarge { .. }) => spilled(path, num_classes)?,
+            read => read.with_context(|| shown(path))?,
+        };
         self.held = self.held.saturating_add(size_of(&set));
         Ok(set)
     }
@@ -64,23 +69,18 @@ impl MemoryLimit {
     }
 }
 
-/// What a set is held in: float32 features and u32 labels.
+/// What of a set is held in memory: float32 features and u32 labels, unless they are mapped.
 fn size_of(set: &FeatureSet) -> u64 {
-    4 * set.num_rows() as u64 * (set.feature_dim() as u64 + 1)
+    if set.is_mapped() { 0 } else { 4 * set.num_rows() as u64 * (set.feature_dim() as u64 + 1) }
 }
 
-/// A context that depends on the error.
-trait WithContextOf<T, E> {
-    fn with_context_of(self, context: impl FnOnce(&E) -> String) -> anyhow::Result<T>;
-}
-
-impl<T, E: std::error::Error + Send + Sync + 'static> WithContextOf<T, E> for Result<T, E> {
-    fn with_context_of(self, context: impl FnOnce(&E) -> String) -> anyhow::Result<T> {
-        self.map_err(|error| {
-            let context = context(&error);
-            anyhow::Error::from(error).context(context)
-        })
-    }
+/// The set in a file of its own, mapped. The file goes when nobody maps it any more.
+fn spilled(path: &Path, num_classes: Option<usize>) -> anyhow::Result<FeatureSet> {
+    let folder = tempfile::tempdir().context("a folder for temporary files")?;
+    let source = BufReader::new(File::open(path).with_context(|| shown(path))?);
+    let expected = Expected { num_classes, feature_dim: None, max_bytes: u64::MAX };
+    let set = FeatureSet::convert(source, &expected, &folder.path().join("features.safetensors"));
+    set.with_context(|| format!("{}, converted into {}", shown(path), shown(folder.path())))
 }
 
 /// Reads a head file.

@@ -267,6 +267,11 @@ impl FeatureSet {
         })
     }
 
+    /// Whether the features lie in a file that is mapped: then they take no memory that cannot be had back.
+    pub fn is_mapped(&self) -> bool {
+        self.content.features.is_mapped()
+    }
+
     /// `[N, D]`, in row-major order.
     pub fn features(&self) -> ArrayView2<'_, f32> {
         self.content.features.view()

@@ -131,6 +131,10 @@ impl Matrix {
         self.values.as_slice()
     }
 
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(self.values, Values::Mapped { .. })
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.rows
     }

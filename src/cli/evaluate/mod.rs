@@ -65,7 +65,8 @@ pub(super) struct EvaluateOptions {
     #[arg(long, env = "EQUIPOISE_JSON", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     json: bool,
 
-    /// Most bytes that the feature set may take, by what the file declares [default: no limit]
+    /// Most bytes of features to hold in memory; what does not fit is mapped from a temporary file, where float32
+    /// safetensors files are mapped anyway [default: no limit]
     #[arg(long, env = "EQUIPOISE_MEMORY_LIMIT_BYTES", value_name = "BYTES")]
     memory_limit_bytes: Option<u64>,
 

@@ -106,8 +106,9 @@ pub(super) struct FitOptions {
     #[arg(long, env = "EQUIPOISE_JSON", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     json: bool,
 
-    /// Most bytes that the feature sets may take, one after the other, by what the files declare; lws keeps its scores in
-    /// what they leave if they fit there [default: no limit on the sets, and 805306368 for the scores]
+    /// Most bytes of feature sets to hold in memory; what does not fit is mapped from a temporary file, where float32
+    /// safetensors files are mapped anyway. lws keeps its scores in what is left if they fit there [default: no limit on
+    /// the sets, and 805306368 for the scores]
     #[arg(long, env = "EQUIPOISE_MEMORY_LIMIT_BYTES", value_name = "BYTES")]
     memory_limit_bytes: Option<u64>,
 

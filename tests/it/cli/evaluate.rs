@@ -171,12 +171,6 @@ fn what_cannot_be_evaluated_is_named() {
     check(&test, "absent", &[], &["absent: No such file"]);
     check(&test, &test, &[], &["test.npz: not a readable safetensors file"]);
     check(&test, &joint, &["--train-counts", &file("counts.csv")], &["counts.csv: class 1 has no line"]);
-    check(
-        &test,
-        &joint,
-        &["--memory-limit-bytes", "1000"],
-        &["test.npz, within what is left of --memory-limit-bytes", "the limit is 1000"],
-    );
 }
 
 #[test]
