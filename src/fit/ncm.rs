@@ -7,9 +7,9 @@ use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::in_parallel
 use crate::heads::{NORM_EPSILON, Parameters, Transform};
 
 /// Rows whose sum is one piece of work; fixed, so that the sums do not depend on the number of threads.
-const ROWS_PER_PIECE: usize = 1024;
+const ROWS_PER_PIECE: usize = 256;
 /// Pieces between two looks at whether anybody still wants the result.
-const PIECES_AT_ONCE: usize = 64;
+const PIECES_AT_ONCE: usize = 512;
 
 /// `cⱼ = mean of g(x) over the rows of class j`, not normalised again, with `g` one of `x`, `x/‖x‖`, `(x − μ)/‖x − μ‖` and μ
 /// the mean of all rows. A class without a row gets zeros, and is masked by its count.
