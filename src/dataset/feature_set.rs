@@ -244,7 +244,7 @@ impl FeatureSet {
             }
             let rows = block.chunks_exact(features.columns());
             num_zero_rows += rows.filter(|row| row.iter().all(|&value| value == 0.0)).count();
-            hash_values(&mut hasher, block.iter());
+            hash_values(&mut hasher, block);
         }
         let mut bytes = Vec::new();
         let mut max_label = 0;
@@ -304,11 +304,7 @@ impl FeatureSet {
 
     /// How many rows each class has, `[C]`.
     pub fn class_counts(&self) -> Vec<u64> {
-        let mut counts = vec![0; self.num_classes];
-        for &label in self.labels() {
-            counts[label as usize] += 1;
-        }
-        counts
+        class_counts(self.labels(), self.num_classes)
     }
 
     /// SHA-256 of N and D as u64, the features as float32 and the labels as u32, all little-endian: the same content has
@@ -362,4 +358,13 @@ fn read_into(mut source: impl Read + Seek, expected: &Expected, sink: &mut impl 
         }
         Container::Safetensors => tensor_file::read(source, expected, sink),
     }
+}
+
+/// How often each label occurs, `[C]`; each must be below `num_classes`.
+pub(crate) fn class_counts(labels: &[u32], num_classes: usize) -> Vec<u64> {
+    let mut counts = vec![0; num_classes];
+    for &label in labels {
+        counts[label as usize] += 1;
+    }
+    counts
 }

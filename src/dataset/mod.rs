@@ -15,6 +15,7 @@ mod tensor_file;
 
 pub use converted::FORMAT as FEATURES_FORMAT;
 pub use counts::{CountsError, Shot, parse_train_counts};
+pub(crate) use feature_set::class_counts;
 pub use feature_set::{Expected, FeatureSet, MAX_CLASSES};
 pub use feature_set_error::FeatureSetError;
 pub use npz_writer::{NpzWriter, write_npz};

@@ -2,7 +2,7 @@
 
 use super::{
     FitError, Progress, Samples, Watch,
-    engine::{Engine, pieces},
+    engine::{Engine, RawScores, pieces},
     minimise::ROWS_AT_ONCE,
 };
 use crate::{
@@ -29,74 +29,132 @@ pub fn measure<'s>(
     engine: &mut dyn Engine,
     watch: &mut Watch<'_>,
 ) -> Result<Vec<Evaluation<'s>>, FitError> {
-    let mut evaluations: Vec<Evaluation<'s>> = scorings.iter().map(|_| Evaluation::new(shots)).collect();
-    let n_classes = weights.num_classes();
-    for range in pieces(samples.len(), ROWS_AT_ONCE) {
-        let scores = engine.raw_scores(samples.table(), samples.piece(range.clone()), weights)?;
-        let labels = &samples.labels()[range.clone()];
-        let of_part = |first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
-            let mut logits = Vec::new();
-            let mut parts: Vec<Evaluation<'s>> = scorings.iter().map(|_| Evaluation::new(shots)).collect();
-            for (row, &label) in labels.iter().enumerate().skip(first).take(ROWS_OF_A_THREAD) {
-                let squared_norm =
-                    scores.squared_norms.as_ref().and_then(|norms| norms.get(row)).copied().unwrap_or(0.0);
-                let raw = &scores.raw[row * n_classes..(row + 1) * n_classes];
-                for (scoring, part) in scorings.iter().zip(&mut parts) {
-                    let best = scoring
-                        .predict(Scores { raw, squared_norm }, 5, &mut logits)
-                        .ok_or(FitError::LogitsNotFinite { row: range.start + row })?;
-                    part.add(label as usize, &best);
-                }
-            }
-            Ok(parts)
-        };
-        let firsts: Vec<usize> = (0..labels.len()).step_by(ROWS_OF_A_THREAD).collect();
-        for parts in in_parallel(&firsts, |&first| of_part(first)) {
-            for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
-                evaluation.merge(&part);
-            }
-        }
-        let done = range.end as f64 / samples.len() as f64;
-        watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen: range.end })?;
-    }
-    Ok(evaluations)
+    Scored::new(samples, weights, 0).measure(scorings, shots, engine, watch)
 }
 
-/// How many of each class's samples are predicted as that class under each of `scorings`, `[scorings][C]`: accuracies, and
-/// nothing that needs a softmax.
-///
-/// # Errors
-/// As [`measure`]; rows whose logits are not finite count as wrong.
-pub(super) fn count_correct(
-    samples: &Samples<'_>,
-    weights: &Weights,
-    scorings: &[&Scoring],
-    engine: &mut dyn Engine,
-    watch: &mut Watch<'_>,
-) -> Result<Vec<Vec<u64>>, FitError> {
-    let n_classes = weights.num_classes();
-    let mut correct = vec![vec![0; samples.num_classes()]; scorings.len()];
-    for range in pieces(samples.len(), ROWS_AT_ONCE) {
-        let scores = engine.raw_scores(samples.table(), samples.piece(range.clone()), weights)?;
-        let labels = &samples.labels()[range.clone()];
-        // Under every setting before the next rows: these stay in the nearest caches.
-        let blocks: Vec<&[f32]> = scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).collect();
-        let best = in_parallel(&blocks, |block| {
-            let of_setting =
-                |scoring: &&Scoring| block.chunks_exact(n_classes).map(|raw| scoring.best_class(raw)).collect();
-            scorings.iter().map(of_setting).collect::<Vec<Vec<Option<usize>>>>()
-        });
-        for (best, labels) in best.iter().zip(labels.chunks(ROWS_OF_A_BLOCK)) {
-            for (best, correct) in best.iter().zip(&mut correct) {
-                for (best, &label) in best.iter().zip(labels) {
-                    correct[label as usize] += u64::from(*best == Some(label as usize));
+/// Samples and the raw scores that one weight matrix gives them, computed piece by piece; kept for a second pass if they
+/// fit.
+pub(super) struct Scored<'a, 't> {
+    samples: &'a Samples<'t>,
+    weights: &'a Weights,
+    keeps: bool,
+    kept: Vec<RawScores>,
+}
+
+impl<'a, 't> Scored<'a, 't> {
+    /// Keeps the scores if they take no more than `cache_bytes`.
+    pub(super) fn new(samples: &'a Samples<'t>, weights: &'a Weights, cache_bytes: u64) -> Self {
+        let n_bytes = (samples.len() as u64).saturating_mul(weights.num_classes() as u64).saturating_mul(4);
+        Self { samples, weights, keeps: n_bytes <= cache_bytes, kept: Vec::new() }
+    }
+
+    /// With scores that an earlier pass has [kept](Self::into_kept).
+    pub(super) fn kept(samples: &'a Samples<'t>, weights: &'a Weights, kept: Vec<RawScores>) -> Self {
+        Self { samples, weights, keeps: false, kept }
+    }
+
+    /// The scores that were kept: of all pieces, or none.
+    pub(super) fn into_kept(self) -> Vec<RawScores> {
+        self.kept
+    }
+
+    /// The samples.
+    pub(super) fn samples(&self) -> &'a Samples<'t> {
+        self.samples
+    }
+
+    /// Hands every piece of the samples to `take`: their scores and labels, and the first one's place.
+    fn each(
+        &mut self,
+        engine: &mut dyn Engine,
+        watch: &mut Watch<'_>,
+        mut take: impl FnMut(&RawScores, &[u32], usize) -> Result<(), FitError>,
+    ) -> Result<(), FitError> {
+        let samples = self.samples;
+        for (index, range) in pieces(samples.len(), ROWS_AT_ONCE).enumerate() {
+            let labels = &samples.labels()[range.clone()];
+            if let Some(scores) = self.kept.get(index) {
+                take(scores, labels, range.start)?;
+            } else {
+                let scores = engine.raw_scores(samples.table(), samples.piece(range.clone()), self.weights)?;
+                take(&scores, labels, range.start)?;
+                if self.keeps {
+                    self.kept.push(scores);
                 }
             }
+            let done = range.end as f64 / samples.len() as f64;
+            watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen: range.end })?;
         }
-        let done = range.end as f64 / samples.len() as f64;
-        watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen: range.end })?;
+        Ok(())
     }
-    Ok(correct)
+
+    /// [`measure`] with these scores.
+    pub(super) fn measure<'s>(
+        &mut self,
+        scorings: &[&Scoring],
+        shots: &'s [Shot],
+        engine: &mut dyn Engine,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<Evaluation<'s>>, FitError> {
+        let empty = || scorings.iter().map(|_| Evaluation::new(shots)).collect::<Vec<_>>();
+        let mut evaluations = empty();
+        let n_classes = self.weights.num_classes();
+        self.each(engine, watch, |scores, labels, first_of_piece| {
+            let of_part = |first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
+                let (mut logits, mut parts) = (Vec::new(), empty());
+                for (row, &label) in labels.iter().enumerate().skip(first).take(ROWS_OF_A_THREAD) {
+                    let squared_norm =
+                        scores.squared_norms.as_ref().and_then(|norms| norms.get(row)).copied().unwrap_or(0.0);
+                    let raw = &scores.raw[row * n_classes..(row + 1) * n_classes];
+                    for (scoring, part) in scorings.iter().zip(&mut parts) {
+                        let best = scoring
+                            .predict(Scores { raw, squared_norm }, 5, &mut logits)
+                            .ok_or(FitError::LogitsNotFinite { row: first_of_piece + row })?;
+                        part.add(label as usize, &best);
+                    }
+                }
+                Ok(parts)
+            };
+            let firsts: Vec<usize> = (0..labels.len()).step_by(ROWS_OF_A_THREAD).collect();
+            for parts in in_parallel(&firsts, |&first| of_part(first)) {
+                for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
+                    evaluation.merge(&part);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(evaluations)
+    }
+
+    /// How many of each class's samples are predicted as that class under each of `scorings`, `[scorings][C]`: accuracies,
+    /// and nothing that needs a softmax. Rows whose logits are not finite count as wrong.
+    pub(super) fn count_correct(
+        &mut self,
+        scorings: &[&Scoring],
+        engine: &mut dyn Engine,
+        watch: &mut Watch<'_>,
+    ) -> Result<Vec<Vec<u64>>, FitError> {
+        let n_classes = self.weights.num_classes();
+        let mut correct = vec![vec![0; n_classes]; scorings.len()];
+        self.each(engine, watch, |scores, labels, _| {
+            // Under every setting before the next rows: these stay in the nearest caches.
+            let blocks: Vec<&[f32]> = scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).collect();
+            let best = in_parallel(&blocks, |block| {
+                let of_setting =
+                    |scoring: &&Scoring| block.chunks_exact(n_classes).map(|raw| scoring.best_class(raw)).collect();
+                scorings.iter().map(of_setting).collect::<Vec<Vec<Option<usize>>>>()
+            });
+            for (best, labels) in best.iter().zip(labels.chunks(ROWS_OF_A_BLOCK)) {
+                for (best, correct) in best.iter().zip(&mut correct) {
+                    for (best, &label) in best.iter().zip(labels) {
+                        correct[label as usize] += u64::from(*best == Some(label as usize));
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(correct)
+    }
 }
 
 /// `work` on every item, on all cores; the results are in the order of the items.

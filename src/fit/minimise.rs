@@ -1,171 +1,234 @@
 //! Two ways to bring a softmax loss down.
 
+use ndarray::{Array1, Array2, ArrayView2};
+
 use super::{
     FitError, Progress, Sampler, Samples, Sgd, Softmax, Solver, Watch,
-    engine::{Engine, EngineError, Rows, pieces},
+    engine::{Batch, Engine, EngineError, Rows, pieces},
     lbfgs,
 };
+use crate::heads::{Parameters, Weights};
 
 /// Rows that are in work at once when all are looked at.
 pub(super) const ROWS_AT_ONCE: usize = 2048;
 
-/// A weighted softmax loss of some parameters.
-pub(super) trait Loss {
-    /// `Σᵢ ωᵢ CEᵢ` over some samples and its gradient, which is overwritten. `rows` are those of the samples' table.
+/// A softmax loss of some parameters.
+pub(super) enum Loss<'a> {
+    /// Of `z = x Wᵀ + b`; parameters are W `[C, D]`, then b `[C]`.
+    Linear,
+    /// Of `z = s ∘ t`, with the rows of a table of scores as `t`; parameters are s `[C]`.
+    Scale,
+    /// The same with scores `t = x Wᵀ + b` that are computed when they are needed, because all of them would be too many.
+    ScaleOf(&'a FixedLayer),
+}
+
+impl Loss<'_> {
+    /// `Σᵢ ωᵢ CEᵢ` over a batch and its gradient, which is overwritten.
     fn gradient(
         &self,
         engine: &mut dyn Engine,
-        rows: Rows<'_>,
-        labels: &[u32],
-        row_weights: &[f32],
+        batch: &Batch<'_>,
         parameters: &[f32],
         gradient: &mut [f32],
-    ) -> Result<f64, EngineError>;
+    ) -> Result<f64, EngineError> {
+        match self {
+            Self::Linear => {
+                let n_columns = batch.table.ncols();
+                let (weight, bias) = parameters.split_at(parameters.len() / (n_columns + 1) * n_columns);
+                engine.linear_gradient(batch, weight, bias, gradient)
+            }
+            Self::Scale => engine.scale_gradient(batch, parameters, gradient),
+            Self::ScaleOf(layer) => {
+                let scores = layer.scores(engine, batch.table, batch.rows)?;
+                let rows = Rows::Range { start: 0, end: batch.rows.len() };
+                engine.scale_gradient(&Batch { table: scores.view(), rows, ..*batch }, parameters, gradient)
+            }
+        }
+    }
 }
 
-/// Judges parameters after an epoch: the larger the better.
-pub(super) type Judge<'a> = dyn FnMut(&mut dyn Engine, &[f32], &mut Watch<'_>) -> Result<f64, FitError> + 'a;
+/// A linear layer `x Wᵀ + b` that is not fitted.
+pub(super) struct FixedLayer {
+    pub(super) weights: Weights,
+    pub(super) bias: Array1<f32>,
+}
+
+impl FixedLayer {
+    /// Its scores of some rows.
+    pub(super) fn scores(
+        &self,
+        engine: &mut dyn Engine,
+        table: ArrayView2<'_, f32>,
+        rows: Rows<'_>,
+    ) -> Result<Array2<f32>, EngineError> {
+        let raw = engine.raw_scores(table, rows, &self.weights)?.raw;
+        let mut scores = Array2::from_shape_vec((rows.len(), self.bias.len()), raw)?;
+        scores += &self.bias;
+        Ok(scores)
+    }
+}
+
+/// How good a head with these parameters is on the validation set: the larger the better.
+pub(super) type Validate<'a> = dyn FnMut(&mut dyn Engine, Parameters, &mut Watch<'_>) -> Result<f64, FitError> + 'a;
+
+/// What is to be brought down, and from where.
+pub(super) struct Problem<'a, 't> {
+    pub(super) recipe: &'a Softmax,
+    pub(super) samples: &'a Samples<'t>,
+    pub(super) loss: Loss<'a>,
+    pub(super) start: Vec<f32>,
+    /// The head that the parameters stand for.
+    pub(super) head: &'a dyn Fn(&[f32]) -> Parameters,
+}
 
 /// What came of it.
 pub(super) struct Minimum {
-    pub(super) parameters: Vec<f32>,
+    pub(super) parameters: Parameters,
     /// The epoch whose parameters these are, if they were chosen by validation.
     pub(super) chosen_epoch: Option<usize>,
     pub(super) warnings: Vec<String>,
 }
 
-/// Brings `loss` plus the penalty down from `start`. With a `judge`, SGD keeps the parameters of the first best epoch.
-pub(super) fn minimise(
-    recipe: &Softmax,
-    samples: &Samples<'_>,
-    loss: &dyn Loss,
-    start: Vec<f32>,
-    judge: Option<&mut Judge<'_>>,
-    engine: &mut dyn Engine,
-    watch: &mut Watch<'_>,
-) -> Result<Minimum, FitError> {
-    engine.hold(samples.table())?;
-    match recipe.solver {
-        Solver::Sgd => sgd(recipe, samples, loss, start, judge, engine, watch),
-        Solver::Lbfgs => full_batch(recipe, samples, loss, start, engine, watch),
+impl Problem<'_, '_> {
+    /// Brings the loss plus the penalty down. With `validate`, SGD keeps the parameters of the first best epoch.
+    pub(super) fn minimise(
+        self,
+        validate: Option<&mut Validate<'_>>,
+        engine: &mut dyn Engine,
+        watch: &mut Watch<'_>,
+    ) -> Result<Minimum, FitError> {
+        engine.hold(self.samples.table())?;
+        match self.recipe.solver {
+            Solver::Sgd => self.sgd(validate, engine, watch),
+            Solver::Lbfgs => self.full_batch(engine, watch),
+        }
     }
-}
 
-/// Stochastic gradient descent. An epoch is `⌊N/B⌋` steps, whatever the sampler. The loss is the mean over the batch.
-fn sgd(
-    recipe: &Softmax,
-    samples: &Samples<'_>,
-    loss: &dyn Loss,
-    start: Vec<f32>,
-    mut judge: Option<&mut Judge<'_>>,
-    engine: &mut dyn Engine,
-    watch: &mut Watch<'_>,
-) -> Result<Minimum, FitError> {
-    let batch_size = recipe.batch_size(samples.len());
-    let n_steps = samples.len() / batch_size;
-    let row_weights = vec![1.0 / batch_size as f32; batch_size];
-    let mut sampler = Sampler::new(recipe.sampling, samples.labels(), samples.num_classes(), recipe.seed);
-    let mut parameters = start;
-    let mut steps = Sgd::new(parameters.len(), recipe.momentum, recipe.weight_decay);
-    let mut gradient = vec![0.0f32; parameters.len()];
-    let (mut batch, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-    let mut best: Option<(f64, usize, Vec<f32>)> = None;
-    let mut samples_seen = 0;
-    for epoch in 1..=recipe.epochs {
-        sampler.start_epoch(epoch, recipe.epochs);
-        let learning_rate = recipe.learning_rate(epoch, samples.len());
-        let mut sum = 0.0;
-        for step in 1..=n_steps {
-            sampler.draw(batch_size, &mut batch);
-            rows.clear();
-            rows.extend(batch.iter().map(|&sample| samples.row(sample)));
-            labels.clear();
-            labels.extend(batch.iter().map(|&sample| samples.labels()[sample as usize]));
-            let of_batch =
-                loss.gradient(engine, Rows::Index(&rows), &labels, &row_weights, &parameters, &mut gradient)?;
-            sum += of_batch;
-            steps.step(learning_rate, &gradient, &mut parameters);
-            samples_seen += batch_size;
-            let done = ((epoch - 1) * n_steps + step) as f64 / (recipe.epochs * n_steps) as f64;
-            watch.tell(Progress { done, epoch, epochs: recipe.epochs, loss: Some(sum / step as f64), samples_seen })?;
-        }
-        if !sum.is_finite() {
-            return Err(FitError::Diverged { epoch });
-        }
-        if let Some(judge) = &mut judge {
-            let value = judge(engine, &parameters, &mut watch.quiet())?;
-            if best.as_ref().is_none_or(|(best, ..)| value > *best) {
-                best = Some((value, epoch, parameters.clone()));
+    /// Stochastic gradient descent. An epoch is `⌊N/B⌋` steps, whatever the sampler. The loss is the mean over the batch.
+    fn sgd(
+        self,
+        mut validate: Option<&mut Validate<'_>>,
+        engine: &mut dyn Engine,
+        watch: &mut Watch<'_>,
+    ) -> Result<Minimum, FitError> {
+        let Self { recipe, samples, loss, start, head } = self;
+        let batch_size = recipe.batch_size(samples.len());
+        let n_steps = samples.len() / batch_size;
+        let row_weights = vec![1.0 / batch_size as f32; batch_size];
+        let mut sampler = Sampler::new(recipe.sampling, samples.labels(), samples.num_classes(), recipe.seed);
+        let mut parameters = start;
+        let mut steps = Sgd::new(parameters.len(), recipe.momentum, recipe.weight_decay);
+        let mut gradient = vec![0.0f32; parameters.len()];
+        let (mut batch, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        let mut best: Option<(f64, usize, Vec<f32>)> = None;
+        let mut samples_seen = 0;
+        for epoch in 1..=recipe.epochs {
+            sampler.start_epoch(epoch, recipe.epochs);
+            let learning_rate = recipe.learning_rate(epoch, samples.len());
+            let mut sum = 0.0;
+            for step in 1..=n_steps {
+                sampler.draw(batch_size, &mut batch);
+                rows.clear();
+                rows.extend(batch.iter().map(|&sample| samples.row(sample)));
+                labels.clear();
+                labels.extend(batch.iter().map(|&sample| samples.labels()[sample as usize]));
+                let drawn = Batch {
+                    table: samples.table(),
+                    rows: Rows::Index(&rows),
+                    labels: &labels,
+                    row_weights: &row_weights,
+                };
+                sum += loss.gradient(engine, &drawn, &parameters, &mut gradient)?;
+                steps.step(learning_rate, &gradient, &mut parameters);
+                samples_seen += batch_size;
+                let done = ((epoch - 1) * n_steps + step) as f64 / (recipe.epochs * n_steps) as f64;
+                watch.tell(Progress {
+                    done,
+                    epoch,
+                    epochs: recipe.epochs,
+                    loss: Some(sum / step as f64),
+                    samples_seen,
+                })?;
+            }
+            if !sum.is_finite() {
+                return Err(FitError::Diverged { epoch });
+            }
+            if let Some(validate) = &mut validate {
+                let value = validate(engine, head(&parameters), &mut watch.quiet())?;
+                if best.as_ref().is_none_or(|(best, ..)| value > *best) {
+                    best = Some((value, epoch, parameters.clone()));
+                }
             }
         }
-    }
-    let mut warnings = Vec::new();
-    if recipe.batch_size.is_some_and(|asked| asked > batch_size) {
-        warnings.push(format!("`batch_size` is {batch_size}, as many as there are rows"));
-    }
-    if n_steps * recipe.epochs < 100 {
-        warnings.push(format!(
+        let mut warnings = Vec::new();
+        if recipe.batch_size.is_some_and(|asked| asked > batch_size) {
+            warnings.push(format!("`batch_size` is {batch_size}, as many as there are rows"));
+        }
+        if n_steps * recipe.epochs < 100 {
+            warnings.push(format!(
             "SGD took {} steps in all, far from any optimum: a smaller `batch_size`, more `epochs`, or `solver` lbfgs",
             n_steps * recipe.epochs
         ));
+        }
+        let (chosen_epoch, parameters) = best.map_or((None, parameters), |(_, epoch, best)| (Some(epoch), best));
+        Ok(Minimum { parameters: head(&parameters), chosen_epoch, warnings })
     }
-    Ok(match best {
-        Some((_, epoch, parameters)) => Minimum { parameters, chosen_epoch: Some(epoch), warnings },
-        None => Minimum { parameters, chosen_epoch: None, warnings },
-    })
-}
 
-/// The optimum of `Σᵢ ωᵢ CEᵢ + λ/2 ‖θ‖²` over all rows, `ωᵢ = p_yᵢ / n_yᵢ`: what the sampler has in the mean.
-fn full_batch(
-    recipe: &Softmax,
-    samples: &Samples<'_>,
-    loss: &dyn Loss,
-    start: Vec<f32>,
-    engine: &mut dyn Engine,
-    watch: &mut Watch<'_>,
-) -> Result<Minimum, FitError> {
-    let counts = samples.class_counts();
-    let shares = recipe.sampling.class_probabilities(&counts, 1, 1);
-    let row_weights: Vec<f32> =
-        samples.labels().iter().map(|&label| (shares[label as usize] / counts[label as usize] as f64) as f32).collect();
-    let n_pieces = samples.len().div_ceil(ROWS_AT_ONCE);
-    let mut part = vec![0.0f32; start.len()];
-    let mut rounded = vec![0.0f32; start.len()];
-    let (mut iteration, mut samples_seen) = (0, 0);
-    let mut evaluate = |point: &[f64], gradient: &mut [f64]| -> Result<f64, FitError> {
-        iteration += 1;
-        for (rounded, &exact) in rounded.iter_mut().zip(point) {
-            *rounded = exact as f32;
-        }
-        let mut value = 0.0;
-        gradient.fill(0.0);
-        for (piece, range) in pieces(samples.len(), ROWS_AT_ONCE).enumerate() {
-            let (labels, weights) = (&samples.labels()[range.clone()], &row_weights[range.clone()]);
-            value += loss.gradient(engine, samples.piece(range.clone()), labels, weights, &rounded, &mut part)?;
-            for (sum, &part) in gradient.iter_mut().zip(&part) {
-                *sum += f64::from(part);
+    /// The optimum of `Σᵢ ωᵢ CEᵢ + λ/2 ‖θ‖²` over all rows, `ωᵢ = p_yᵢ / n_yᵢ`: what the sampler has in the mean.
+    fn full_batch(self, engine: &mut dyn Engine, watch: &mut Watch<'_>) -> Result<Minimum, FitError> {
+        let Self { recipe, samples, loss, start, head } = self;
+        let counts = samples.class_counts();
+        let shares = recipe.sampling.class_probabilities(&counts, 1, 1);
+        let row_weights: Vec<f32> = samples
+            .labels()
+            .iter()
+            .map(|&label| (shares[label as usize] / counts[label as usize] as f64) as f32)
+            .collect();
+        let n_pieces = samples.len().div_ceil(ROWS_AT_ONCE);
+        let mut part = vec![0.0f32; start.len()];
+        let mut rounded = vec![0.0f32; start.len()];
+        let (mut iteration, mut samples_seen) = (0, 0);
+        let mut evaluate = |point: &[f64], gradient: &mut [f64]| -> Result<f64, FitError> {
+            iteration += 1;
+            for (rounded, &exact) in rounded.iter_mut().zip(point) {
+                *rounded = exact as f32;
             }
-            samples_seen += range.len();
-            // Nobody knows how many iterations it takes: what is told nears 1 and never gets there.
-            let passes = iteration as f64 - 1.0 + (piece + 1) as f64 / n_pieces as f64;
-            let done = 1.0 - (-passes / 100.0).exp();
-            watch.tell(Progress { done, epoch: iteration, epochs: 0, loss: None, samples_seen })?;
-        }
-        for (gradient, &point) in gradient.iter_mut().zip(point) {
-            value += 0.5 * recipe.weight_decay * point * point;
-            *gradient += recipe.weight_decay * point;
-        }
-        Ok(value)
-    };
-    let start: Vec<f64> = start.into_iter().map(f64::from).collect();
-    let end = lbfgs::minimise(start, &mut evaluate)?;
-    let mut warnings = Vec::new();
-    if !end.has_converged {
-        warnings.push(format!(
+            let mut value = 0.0;
+            gradient.fill(0.0);
+            for (piece, range) in pieces(samples.len(), ROWS_AT_ONCE).enumerate() {
+                let batch = Batch {
+                    table: samples.table(),
+                    rows: samples.piece(range.clone()),
+                    labels: &samples.labels()[range.clone()],
+                    row_weights: &row_weights[range.clone()],
+                };
+                value += loss.gradient(engine, &batch, &rounded, &mut part)?;
+                for (sum, &part) in gradient.iter_mut().zip(&part) {
+                    *sum += f64::from(part);
+                }
+                samples_seen += range.len();
+                // Nobody knows how many iterations it takes: what is told nears 1 and never gets there.
+                let passes = iteration as f64 - 1.0 + (piece + 1) as f64 / n_pieces as f64;
+                let done = 1.0 - (-passes / 100.0).exp();
+                watch.tell(Progress { done, epoch: iteration, epochs: 0, loss: None, samples_seen })?;
+            }
+            for (gradient, &point) in gradient.iter_mut().zip(point) {
+                value += 0.5 * recipe.weight_decay * point * point;
+                *gradient += recipe.weight_decay * point;
+            }
+            Ok(value)
+        };
+        let start: Vec<f64> = start.into_iter().map(f64::from).collect();
+        let end = lbfgs::minimise(start, &mut evaluate)?;
+        let mut warnings = Vec::new();
+        if !end.has_converged {
+            warnings.push(format!(
             "L-BFGS stopped after {} iterations with a gradient of {:.1e}: with a larger `weight_decay` there is an \
              optimum to reach",
             end.iterations, end.gradient_norm
         ));
+        }
+        let parameters: Vec<f32> = end.point.into_iter().map(|value| value as f32).collect();
+        Ok(Minimum { parameters: head(&parameters), chosen_epoch: None, warnings })
     }
-    Ok(Minimum { parameters: end.point.into_iter().map(|value| value as f32).collect(), chosen_epoch: None, warnings })
 }

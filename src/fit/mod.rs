@@ -17,7 +17,6 @@ mod measure;
 mod minimise;
 mod ncm;
 mod recipe;
-mod remember;
 mod sampler;
 mod samples;
 mod sgd;
@@ -37,7 +36,7 @@ pub use sgd::Sgd;
 pub use tau_norm::CurvePoint;
 
 use file::head_file;
-use remember::RememberingEngine;
+use measure::Scored;
 
 use crate::{
     dataset::{FeatureSet, Shot},
@@ -242,14 +241,6 @@ pub struct FitReport {
 pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -> Result<Fitted, FitError> {
     let FitTask { recipe, features, .. } = task;
     let method = recipe.method();
-    let mut remembering;
-    // SGD asks for the scores of other weights after each epoch, and would fill the memory with what is never asked again.
-    let engine: &mut dyn Engine = if method == HeadKind::TauNorm {
-        remembering = RememberingEngine::new(engine, task.cache_bytes);
-        &mut remembering
-    } else {
-        engine
-    };
     let (samples, validation) = split(task)?;
     let base = check_base(task)?;
     if recipe.needs_validation() && validation.is_none() {
@@ -268,6 +259,8 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     }
     let mut settings = Settings::default_of(method);
     let (mut curve, mut epoch, mut chosen) = (None, None, Vec::new());
+    // The scores of the validation samples under the weights of the head, where choosing has computed them.
+    let mut kept = Vec::new();
     let mut train_counts = Some(counts.clone());
     let mut prior = TrainPrior::default_of(method);
     let mut validate = |engine: &mut dyn Engine, parameters: Parameters, watch: &mut Watch<'_>| {
@@ -276,7 +269,7 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     };
     let parameters = match recipe {
         Recipe::Linear(_, softmax) | Recipe::Lws(softmax, _) => {
-            let validate: Option<&mut softmax::Validate<'_>> =
+            let validate: Option<&mut minimise::Validate<'_>> =
                 if validation.is_some() { Some(&mut validate) } else { None };
             let fitted = match (recipe, base) {
                 (Recipe::Lws(_, init), Some(base)) => {
@@ -295,21 +288,25 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
             let not_linear =
                 || FitError::Base { reason: format!("it is of kind {}, which has no row norms", base.kind()) };
             let (weight, bias) = base.linear_layer().ok_or_else(not_linear)?;
+            train_counts =
+                base.train_counts().map(<[u64]>::to_vec).or(train_counts.filter(|_| absent(&counts).is_none()));
+            let parameters = Parameters::Linear { weight, bias: Some(bias), scale: None };
             settings.tau = grid.tau.first().copied();
             settings.bias = grid.bias.first().copied();
             if let Some(validation) = validation.as_ref().filter(|_| recipe.needs_validation()) {
-                let (best, points) = tau_norm::choose(grid, base, validation, shots, engine, watch)?;
+                let untuned = Head::new(method, parameters.clone(), train_counts.clone());
+                let mut scored = Scored::new(validation, untuned.weights(), task.cache_bytes);
+                let (best, points) = tau_norm::choose(grid, &untuned, &mut scored, shots, engine, watch)?;
+                kept = scored.into_kept();
                 settings = best;
                 curve = Some(points);
                 chosen.extend((grid.tau.len() > 1).then_some("tau"));
                 chosen.extend((grid.bias.len() > 1).then_some("bias"));
             }
-            train_counts =
-                base.train_counts().map(<[u64]>::to_vec).or(train_counts.filter(|_| absent(&counts).is_none()));
             let norms = base.row_norms().unwrap_or_default();
             let statistics = NormStatistics::new(&norms, train_counts.as_deref());
             warnings.extend(statistics.iter().flat_map(NormStatistics::warnings).map(|warning| warning.to_string()));
-            Parameters::Linear { weight, bias: Some(bias), scale: None }
+            parameters
         }
         Recipe::Ncm(options) => ncm::fit(options, &samples, watch)?,
     };
@@ -325,7 +322,8 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     let report = match report {
         Some((samples, set)) => {
             let scoring = head.scoring(head.initial_settings());
-            let evaluations = measure(samples, head.weights(), &[&scoring], shots, engine, &mut watch.quiet())?;
+            let mut scored = Scored::kept(samples, head.weights(), kept);
+            let evaluations = scored.measure(&[&scoring], shots, engine, &mut watch.quiet())?;
             evaluations.first().map(|evaluation| FitReport {
                 report: evaluation.report(),
                 feature_set_digest: set.digest().to_hex(),
@@ -404,7 +402,7 @@ fn macro_accuracy(
     watch: &mut Watch<'_>,
 ) -> Result<f64, FitError> {
     let scoring = head.scoring(head.initial_settings());
-    let correct = measure::count_correct(samples, head.weights(), &[&scoring], engine, watch)?;
+    let correct = Scored::new(samples, head.weights(), 0).count_correct(&[&scoring], engine, watch)?;
     let correct = correct.first().map_or(&[][..], Vec::as_slice);
     Ok(Accuracies::new(correct, &samples.class_counts(), shots).macro_.unwrap_or(0.0))
 }

@@ -3,7 +3,7 @@
 use multiversion::multiversion;
 use ndarray::Array2;
 
-use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::in_parallel};
+use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::in_parallel, samples::rows_by_class};
 use crate::heads::{NORM_EPSILON, Parameters, Transform};
 
 /// Rows whose sum is one piece of work; fixed, so that the sums do not depend on the number of threads.
@@ -23,7 +23,7 @@ pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch
     let mut sums = |map: &Map<'_>| -> Result<Array2<f64>, FitError> {
         let before = passes_done;
         passes_done += 1.0;
-        class_sums(samples, &counts, map, |share| {
+        class_sums(samples, map, |share| {
             let done = (before + share) / n_passes;
             let samples_seen = (done * n_passes * samples.len() as f64) as usize;
             watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen })
@@ -62,30 +62,13 @@ struct Map<'a> {
 /// written for every row.
 fn class_sums(
     samples: &Samples<'_>,
-    counts: &[u64],
     map: &Map<'_>,
     mut tell: impl FnMut(f64) -> Result<(), FitError>,
 ) -> Result<Array2<f64>, FitError> {
     let dim = samples.feature_dim();
-    let mut by_class: Vec<u32> = vec![0; samples.len()];
-    let mut next: Vec<usize> = counts
-        .iter()
-        .scan(0, |end, &count| {
-            let start = *end;
-            *end += count as usize;
-            Some(start)
-        })
-        .collect();
-    let mut pieces = Vec::new();
-    for (class, (&start, &count)) in next.iter().zip(counts).enumerate() {
-        let end = start + count as usize;
-        pieces.extend((start..end).step_by(ROWS_PER_PIECE).map(|from| (class, from..(from + ROWS_PER_PIECE).min(end))));
-    }
-    for (sample, &label) in (0u32..).zip(samples.labels()) {
-        let place = &mut next[label as usize];
-        by_class[*place] = samples.row(sample);
-        *place += 1;
-    }
+    let by_class = rows_by_class(samples.labels(), samples.num_classes());
+    let of_class = |(class, rows)| <[u32]>::chunks(rows, ROWS_PER_PIECE).map(move |rows| (class, rows));
+    let pieces: Vec<(usize, &[u32])> = by_class.iter().map(Vec::as_slice).enumerate().flat_map(of_class).collect();
     let table = samples.table();
     let values = table.as_slice().unwrap_or_default();
     let mut sums = Array2::<f64>::zeros((samples.num_classes(), dim));
@@ -93,9 +76,12 @@ fn class_sums(
     for some in pieces.chunks(PIECES_AT_ONCE) {
         let parts = in_parallel(some, |(_, rows)| {
             let mut sum = vec![0.0f64; dim];
-            let row = |row: u32| &values[row as usize * dim..(row as usize + 1) * dim];
+            let row = |sample: u32| {
+                let row = samples.row(sample) as usize;
+                &values[row * dim..(row + 1) * dim]
+            };
             // Four at once: the rows of a class lie all over the file, and one alone would wait for the memory each time.
-            let (fours, rest) = by_class[rows.clone()].as_chunks::<4>();
+            let (fours, rest) = rows.as_chunks::<4>();
             fours.iter().for_each(|&four| add_mapped(four.map(row), map, &mut sum));
             rest.iter().for_each(|&one| add_mapped([row(one)], map, &mut sum));
             sum

@@ -9,6 +9,8 @@ use rand_chacha::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::samples::rows_by_class;
+
 /// How the rows of a batch are drawn.
 ///
 /// # Reference
@@ -138,10 +140,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler of the rows with these `labels`, each below `num_classes`. At least one row is needed.
     pub fn new(sampling: Sampling, labels: &[u32], num_classes: usize, seed: u64) -> Self {
-        let mut rows = vec![Vec::new(); num_classes];
-        for (row, &label) in (0u32..).zip(labels) {
-            rows[label as usize].push(row);
-        }
+        let rows = rows_by_class(labels, num_classes);
         let counts = rows.iter().map(|rows| rows.len() as u64).collect();
         let cycle = match sampling {
             Sampling::InstanceBalanced => (0u32..).zip(labels).map(|(row, _)| row).collect(),
@@ -207,13 +206,9 @@ impl Sampler {
 /// Splits rows into a larger part and a held-out one, class by class: of a class with n rows `round(share · n)` are held
 /// out, at least one if there are two, never all. Both parts are in ascending order.
 pub fn stratified_holdout(labels: &[u32], num_classes: usize, share: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
-    let mut rows = vec![Vec::new(); num_classes];
-    for (row, &label) in (0u32..).zip(labels) {
-        rows[label as usize].push(row);
-    }
     let mut random = Random::new(seed, 2);
     let (mut kept, mut held_out) = (Vec::new(), Vec::new());
-    for mut rows in rows {
+    for mut rows in rows_by_class(labels, num_classes) {
         random.shuffle(&mut rows);
         let n = match rows.len() {
             0 | 1 => 0,

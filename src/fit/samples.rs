@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::ArrayView2;
 
 use super::engine::Rows;
-use crate::dataset::FeatureSet;
+use crate::dataset::{FeatureSet, class_counts};
 
 /// Some labelled rows of a feature set.
 #[derive(Clone, Debug)]
@@ -61,11 +61,7 @@ impl<'a> Samples<'a> {
 
     /// How many samples each class has, `[C]`.
     pub fn class_counts(&self) -> Vec<u64> {
-        let mut counts = vec![0; self.num_classes];
-        for &label in &self.labels {
-            counts[label as usize] += 1;
-        }
-        counts
+        class_counts(&self.labels, self.num_classes)
     }
 
     /// The table's rows of a piece of the samples.
@@ -100,4 +96,13 @@ impl<'a> Samples<'a> {
         let labels = self.labels.iter().map(|&label| compact[label as usize]).collect();
         (Self { table: self.table, rows: self.rows.clone(), labels, num_classes: present.len() }, present)
     }
+}
+
+/// The places of each class's labels, `[C]` lists in ascending order.
+pub(super) fn rows_by_class(labels: &[u32], num_classes: usize) -> Vec<Vec<u32>> {
+    let mut rows = vec![Vec::new(); num_classes];
+    for (row, &label) in (0u32..).zip(labels) {
+        rows[label as usize].push(row);
+    }
+    rows
 }

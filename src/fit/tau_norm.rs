@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{FitError, Samples, TauGrid, Watch, engine::Engine, measure::count_correct};
+use super::{FitError, TauGrid, Watch, engine::Engine, measure::Scored};
 use crate::{
     dataset::Shot,
     evaluate::Accuracies,
@@ -21,12 +21,12 @@ pub struct CurvePoint {
     pub accuracies: Accuracies,
 }
 
-/// The settings with the best macro accuracy on `validation`, and every one that was tried. Of equal ones the first wins:
-/// the treatments in their order, then the values in theirs.
+/// The settings of `head` with the best macro accuracy on the validation samples, which `scored` are with its weights, and
+/// every one that was tried. Of equal ones the first wins: the treatments in their order, then the values in theirs.
 pub(super) fn choose(
     grid: &TauGrid,
-    base: &Head,
-    validation: &Samples<'_>,
+    head: &Head,
+    scored: &mut Scored<'_, '_>,
     shots: &[Shot],
     engine: &mut dyn Engine,
     watch: &mut Watch<'_>,
@@ -37,13 +37,10 @@ pub(super) fn choose(
         .flat_map(|&bias| grid.tau.iter().map(move |&tau| (tau, bias)))
         .map(|(tau, bias)| Settings { tau: Some(tau), bias: Some(bias), ..Settings::default_of(HeadKind::TauNorm) })
         .collect();
-    let any = Settings::default_of(HeadKind::TauNorm);
-    let derived =
-        base.derive(HeadKind::TauNorm, any).map_err(|source| FitError::Base { reason: source.to_string() })?;
-    let scorings: Vec<Scoring> = tried.iter().map(|settings| derived.scoring(settings)).collect();
+    let scorings: Vec<Scoring> = tried.iter().map(|settings| head.scoring(settings)).collect();
     let scorings: Vec<&Scoring> = scorings.iter().collect();
-    let correct = count_correct(validation, derived.weights(), &scorings, engine, watch)?;
-    let seen = validation.class_counts();
+    let correct = scored.count_correct(&scorings, engine, watch)?;
+    let seen = scored.samples().class_counts();
     let curve: Vec<CurvePoint> = tried
         .iter()
         .zip(correct)

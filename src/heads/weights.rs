@@ -68,14 +68,14 @@ impl Weights {
     /// Puts together a matrix `[C, D]` and the map of the features before it. `squared_norm` asks that the product also
     /// gives `‖g(x)‖²`.
     pub fn new(matrix: Array2<f32>, feature_map: FeatureMap, squared_norm: bool) -> Self {
-        let matrix = matrix.as_standard_layout().into_owned();
+        let matrix = if matrix.is_standard_layout() { matrix } else { matrix.as_standard_layout().into_owned() };
         let mut hasher = Sha256::new();
         hasher.update((matrix.nrows() as u64).to_le_bytes());
         hasher.update((matrix.ncols() as u64).to_le_bytes());
-        hash_values(&mut hasher, matrix.iter());
+        hash_values(&mut hasher, matrix.as_slice().unwrap_or_default());
         hasher.update([u8::from(squared_norm), matches!(feature_map, FeatureMap::Identity).into()]);
         if let FeatureMap::CenterL2Normalize { mean } = &feature_map {
-            hash_values(&mut hasher, mean.iter());
+            hash_values(&mut hasher, &mean.to_vec());
         }
         let digest = Digest::finish(hasher);
         Self { matrix, feature_map, squared_norm, digest }
@@ -141,14 +141,11 @@ pub(super) fn normalize(row: &mut ArrayViewMut1<'_, f32>) {
 }
 
 /// Adds the bits of `values`, little-endian.
-pub(crate) fn hash_values<'a>(hasher: &mut Sha256, values: impl Iterator<Item = &'a f32>) {
+pub(crate) fn hash_values(hasher: &mut Sha256, values: &[f32]) {
     let mut block = Vec::with_capacity(1 << 16);
-    for value in values {
-        block.extend_from_slice(&value.to_le_bytes());
-        if block.len() >= 1 << 16 {
-            hasher.update(&block);
-            block.clear();
-        }
+    for values in values.chunks(1 << 14) {
+        block.clear();
+        block.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        hasher.update(&block);
     }
-    hasher.update(&block);
 }

@@ -209,11 +209,11 @@ pub(super) fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {
 }
 
 /// Runs what writes to the disk or builds sessions off the async threads. It runs to its end even if the caller hangs up.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done?),
+        Ok(done) => done.map_err(Into::into),
         Err(error) => Err(ApiError::Internal(error.to_string())),
     }
 }

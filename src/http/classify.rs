@@ -61,9 +61,17 @@ async fn answer(
     Ok(Json(ClassifyResponse::new(model, &heads, outputs, start)).into_response())
 }
 
-/// Parses a query; unknown, repeated and malformed values are refused.
+/// Parses a query; unknown, repeated and malformed values are refused, by name. No key may be required.
 pub(super) fn parse_query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
-    serde_urlencoded::from_str(query.unwrap_or_default()).map_err(|error| ApiError::Query(error.to_string()))
+    let query = query.unwrap_or_default();
+    let error = match serde_urlencoded::from_str(query) {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error.to_string(),
+    };
+    // The parser of a number knows no key: each pair is tried alone.
+    let wrong = query.split('&').find(|pair| serde_urlencoded::from_str::<T>(pair).is_err());
+    let key = wrong.and_then(|pair| pair.split('=').next()).filter(|key| !error.contains(&format!("`{key}`")));
+    Err(ApiError::Query(key.map_or(error.clone(), |key| format!("`{key}`: {error}"))))
 }
 
 /// When a request must be answered: the server's limit, or what `x-request-timeout-ms` asks for if that is sooner.

@@ -15,10 +15,9 @@ use serde::Deserialize;
 
 use super::{
     AppState,
-    admin::{json_body, reference},
+    admin::{blocking, json_body, reference},
     body::present,
     error::ApiError,
-    fits::blocking,
     layers::Arrived,
 };
 use crate::jobs::EvaluationAnswer;

@@ -142,7 +142,7 @@ impl Received {
         let begin = move || {
             let upload = model.feature_sets()?.begin_upload()?;
             upload.announce(declared.unwrap_or(0))?;
-            Ok(upload)
+            Ok::<_, RegistryError>(upload)
         };
         Ok(Self { upload: Some(blocking(begin).await?), n_bytes: 0, limit })
     }
@@ -158,7 +158,7 @@ impl Received {
         let mut upload = self.take()?;
         let write = move || {
             upload.write(&block)?;
-            Ok(upload)
+            Ok::<_, RegistryError>(upload)
         };
         self.upload = Some(blocking(write).await?);
         Ok(())

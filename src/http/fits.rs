@@ -17,12 +17,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 use tokio::sync::watch;
 
-use super::{AppState, admin::json_body, body::present, error::ApiError, layers::Arrived};
+use super::{
+    AppState,
+    admin::{blocking, json_body},
+    body::present,
+    error::ApiError,
+    layers::Arrived,
+};
 use crate::{
     heads::HeadKind,
     jobs::{
-        FitJob, FitProgress, FitRecord, FitRequest, FitState, FitTiming, JobError, PublishPolicy, ReportSummary,
-        ValidationChoice,
+        FitJob, FitProgress, FitRecord, FitRequest, FitState, FitTiming, PublishPolicy, ReportSummary, ValidationChoice,
     },
     registry::{HeadId, Model},
 };
@@ -230,14 +235,4 @@ fn end_of(record: &FitRecord) -> Option<Value> {
 
 fn event(name: &str, data: &Value) -> Event {
     Event::default().event(name).data(data.to_string())
-}
-
-/// Runs what writes to the disk off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, JobError> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => Ok(done?),
-        Err(error) => Err(ApiError::Internal(error.to_string())),
-    }
 }

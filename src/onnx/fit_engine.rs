@@ -133,7 +133,7 @@ impl FitEngine {
             let (_, values) = value.try_extract_tensor::<f32>().map_err(run_error)?;
             let target = gradient.get_mut(filled..filled + values.len());
             let shape_error = OnnxError::OutputShape { found: vec![values.len() as i64], n, feature_dim: filled };
-            copy(values, target.ok_or(shape_error)?);
+            target.ok_or(shape_error)?.copy_from_slice(values);
             filled += values.len();
         }
         let missing = OnnxError::OutputShape { found: Vec::new(), n, feature_dim: 1 };
@@ -190,21 +190,6 @@ impl Engine for FitEngine {
         };
         Ok(RawScores { raw: scores.raw, squared_norms: scores.squared_norm })
     }
-}
-
-/// Copies on all cores what is long enough: the gradient of a large head is copied at every step.
-fn copy(values: &[f32], target: &mut [f32]) {
-    const WORTH_A_THREAD: usize = 1 << 18;
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    if n_threads == 1 || values.len() < 2 * WORTH_A_THREAD {
-        return target.copy_from_slice(values);
-    }
-    let n = values.len().div_ceil(n_threads);
-    std::thread::scope(|scope| {
-        for (values, target) in values.chunks(n).zip(target.chunks_mut(n)) {
-            scope.spawn(|| target.copy_from_slice(values));
-        }
-    });
 }
 
 /// Where a table lies, and how long it is.

@@ -168,6 +168,11 @@ async fn a_query_that_does_not_parse_or_is_out_of_range_is_422() {
         assert_eq!(answer.status, 422, "{query}: {}", answer.text());
         answer.problem(422, "invalid_query");
     }
+    // What is wrong is named, also where only a number is wrong.
+    for (query, key) in [("top_k=x", "`top_k`"), ("head=tau&tau=x", "`tau`"), ("heads=joint", "`heads`")] {
+        let answer = shared().classify(&format!("?{query}"), image("key", 0)).await;
+        assert!(answer.problem(422, "invalid_query").contains(key), "{query}");
+    }
 }
 
 #[tokio::test]
