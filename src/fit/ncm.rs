@@ -29,15 +29,16 @@ pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch
             watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen })
         })
     };
+    let origin = vec![0.0; samples.feature_dim()];
     let mean = match options.transform {
         Transform::Cl2n => {
-            let total = sums(&Map { mean: None, normalize: false })?.sum_axis(ndarray::Axis(0));
+            let total = sums(&Map { center: &origin, normalize: false })?.sum_axis(ndarray::Axis(0));
             Some((total / samples.len() as f64).mapv(|value| value as f32))
         }
         Transform::None | Transform::L2n => None,
     };
-    let map =
-        Map { mean: mean.as_ref().and_then(|mean| mean.as_slice()), normalize: options.transform != Transform::None };
+    let center = mean.as_ref().and_then(|mean| mean.as_slice()).unwrap_or(&origin);
+    let map = Map { center, normalize: options.transform != Transform::None };
     let mut centroids = sums(&map)?;
     for (mut row, &count) in centroids.rows_mut().into_iter().zip(&counts) {
         row /= count.max(1) as f64;
@@ -50,9 +51,10 @@ pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch
     })
 }
 
-/// `g`.
+/// `g(x) = x − center`, then to unit length if so.
 struct Map<'a> {
-    mean: Option<&'a [f32]>,
+    /// `[D]`.
+    center: &'a [f32],
     normalize: bool,
 }
 
@@ -97,63 +99,48 @@ fn class_sums(
 
 /// Adds `g(x)` of some rows to a sum.
 fn add_mapped<const N: usize>(rows: [&[f32]; N], map: &Map<'_>, sum: &mut [f64]) {
-    match (map.mean, map.normalize) {
-        (None, false) => add_scaled(rows, [1.0; N], sum),
-        (None, true) => add_scaled(rows, rows.map(|row| 1.0 / at_least_epsilon(squared_norm(row))), sum),
-        (Some(mean), _) => {
-            let scales = rows.map(|row| 1.0 / at_least_epsilon(squared_distance(row, mean)));
-            add_scaled(rows, scales, sum);
-            // Each row less the mean, scaled: the mean comes off once for all of them.
-            add_scaled([mean], [-scales.iter().sum::<f64>()], sum);
-        }
-    }
+    // `max(‖x − μ‖, 1e-12)`: a row of zeros stays one.
+    let norm = |squared: f64| squared.sqrt().max(f64::from(NORM_EPSILON));
+    let scales = match map.normalize {
+        true => squared_distances(rows, map.center).map(|squared| 1.0 / norm(squared)),
+        false => [1.0; N],
+    };
+    add_scaled(rows, map.center, scales, sum);
 }
 
-/// `max(‖x‖, 1e-12)`: a row of zeros stays one.
-fn at_least_epsilon(squared: f64) -> f64 {
-    squared.sqrt().max(f64::from(NORM_EPSILON))
-}
-
+/// Adds `Σₙ sₙ (xₙ − μ)`. The difference comes first: of a row next to the centre nothing else would be left but rounding.
 #[multiversion(targets("x86_64+avx2"))]
-fn add_scaled<const N: usize>(rows: [&[f32]; N], scales: [f64; N], sum: &mut [f64]) {
+fn add_scaled<const N: usize>(rows: [&[f32]; N], center: &[f32], scales: [f64; N], sum: &mut [f64]) {
     let rows = rows.map(|row| &row[..sum.len()]);
-    for (column, sum) in sum.iter_mut().enumerate() {
+    for (column, (sum, &center)) in sum.iter_mut().zip(center).enumerate() {
         let mut added = 0.0;
         for n in 0..N {
-            added += scales[n] * f64::from(rows[n][column]);
+            added += scales[n] * (f64::from(rows[n][column]) - f64::from(center));
         }
         *sum += added;
     }
 }
 
-/// Sums side by side: one alone would wait for each addition to end.
-const LANES: usize = 16;
-
+/// `‖xₙ − μ‖²`.
 #[multiversion(targets("x86_64+avx2"))]
-fn squared_norm(row: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let blocks = row.chunks_exact(LANES);
-    let rest: f64 = blocks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-    for block in blocks {
-        for lane in 0..LANES {
-            lanes[lane] += f64::from(block[lane]) * f64::from(block[lane]);
+fn squared_distances<const N: usize>(rows: [&[f32]; N], center: &[f32]) -> [f64; N] {
+    // Sums side by side: one alone would wait for each addition to end.
+    const LANES: usize = 8;
+    let mut lanes = [[0.0f64; LANES]; N];
+    let rows = rows.map(|row| row[..center.len()].as_chunks::<LANES>());
+    let (centers, rest_of_center) = center.as_chunks::<LANES>();
+    for (block, center) in centers.iter().enumerate() {
+        for n in 0..N {
+            for lane in 0..LANES {
+                let difference = f64::from(rows[n].0[block][lane]) - f64::from(center[lane]);
+                lanes[n][lane] += difference * difference;
+            }
         }
     }
-    lanes.iter().sum::<f64>() + rest
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-fn squared_distance(row: &[f32], mean: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let difference = |x: f32, mean: f32| f64::from(x) - f64::from(mean);
-    let (blocks, means) = (row.chunks_exact(LANES), mean.chunks_exact(LANES));
-    let rest = blocks.remainder().iter().zip(means.remainder()).map(|(&x, &mean)| difference(x, mean).powi(2));
-    let rest: f64 = rest.sum();
-    for (block, mean) in blocks.zip(means) {
-        for lane in 0..LANES {
-            let difference = difference(block[lane], mean[lane]);
-            lanes[lane] += difference * difference;
-        }
+    let mut squared = lanes.map(|lanes| lanes.iter().sum());
+    for (squared, (_, rest)) in squared.iter_mut().zip(rows) {
+        let differences = rest.iter().zip(rest_of_center).map(|(&x, &center)| f64::from(x) - f64::from(center));
+        *squared += differences.map(|difference| difference * difference).sum::<f64>();
     }
-    lanes.iter().sum::<f64>() + rest
+    squared
 }

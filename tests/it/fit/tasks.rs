@@ -117,6 +117,16 @@ fn a_class_without_a_sample_is_masked_and_nothing_is_nan() {
     }
 }
 
+/// Every row is the mean: what is left of it after centring is nothing, and not the rounding of something large.
+#[test]
+fn rows_that_are_the_mean_have_centroids_of_zeros() {
+    let set =
+        FeatureSet::new(Array2::from_shape_fn((11, 13), |(_, column)| 0.1 + column as f32), vec![0; 11], 1).unwrap();
+    let params = value!({"transform": "cl2n"});
+    let head = fit_plainly(&recipe(HeadKind::Ncm, params), &set, Validation::None, None).unwrap().head;
+    assert!(head.weights().matrix().iter().all(|&x| x == 0.0), "{:?}", head.weights().matrix());
+}
+
 #[test]
 fn the_prior_follows_the_sampler() {
     let set = small_set(0.0);
