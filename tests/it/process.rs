@@ -240,7 +240,7 @@ async fn a_fit_that_ran_when_the_process_was_killed_has_failed() {
             before.ends_with("(fit").then(|| after.split_whitespace().nth(16).unwrap().to_owned())
         });
         let niceness: Vec<String> = niceness.collect();
-        assert!(!niceness.is_empty() && niceness.iter().all(|value| value == "10"), "{niceness:?}");
+        assert!(!niceness.is_empty() && niceness.iter().all(|value| value == "19"), "{niceness:?}");
     }
     let state = process.kill();
     let process = Process::serve_in(state, &[], "info").await;
