@@ -48,6 +48,8 @@ pub struct Metrics {
     pub image_errors: IntCounterVec,
     /// Whether the server is ready for requests: 1 or 0.
     pub ready: IntGauge,
+    reloads: IntCounterVec,
+    file_stale: IntGaugeVec,
     phase_duration: HistogramVec,
     batch_size: HistogramVec,
     queue_depth: IntGaugeVec,
@@ -109,6 +111,16 @@ impl Metrics {
             rejected: counter("equipoise_rejected_total", "Requests refused before work on them", &["reason"]),
             image_errors: counter("equipoise_image_errors_total", "Images that could not be read", &["reason"]),
             ready: register(&registry, IntGauge::new("equipoise_ready", "1 when the server takes requests, else 0")),
+            reloads: counter(
+                "equipoise_reloads_total",
+                "Files that have changed while the server ran, by what became of it",
+                &["file", "outcome"],
+            ),
+            file_stale: int_gauge(
+                "equipoise_file_stale",
+                "1 while a file cannot be used and what it said before is in use, else 0",
+                &["file"],
+            ),
             phase_duration: histogram(
                 "equipoise_phase_duration_seconds",
                 "Time in a phase: preprocess and queue for each image, backbone and head for each batch",
@@ -170,6 +182,12 @@ impl Metrics {
         }
         for reason in ["overloaded", "deadline_exceeded"] {
             metrics.rejected.with_label_values(&[reason]);
+        }
+        for file in ["tokens", "certificate"] {
+            metrics.file_stale.with_label_values(&[file]);
+            for outcome in ["ok", "failed"] {
+                metrics.reloads.with_label_values(&[file, outcome]);
+            }
         }
         #[cfg(target_os = "linux")]
         if let Err(error) =
@@ -235,6 +253,12 @@ impl Metrics {
     /// Takes down how long a fit ran.
     pub fn fit_took(&self, model: &str, method: &str, time: std::time::Duration) {
         self.fit_duration.with_label_values(&[model, method]).observe(time.as_secs_f64());
+    }
+
+    /// Counts a change of a file, and says whether the file can be used.
+    pub fn reloaded(&self, file: &str, is_usable: bool) {
+        self.reloads.with_label_values(&[file, if is_usable { "ok" } else { "failed" }]).inc();
+        self.file_stale.with_label_values(&[file]).set(i64::from(!is_usable));
     }
 
     /// Says which provider a model really uses.
