@@ -54,6 +54,8 @@ pub struct Metrics {
     batch_size: HistogramVec,
     queue_depth: IntGaugeVec,
     queue_capacity: IntGaugeVec,
+    workers: IntGaugeVec,
+    worker_restarts: IntCounterVec,
     predictions: IntCounterVec,
     top1_probability: HistogramVec,
     head_tau: GaugeVec,
@@ -130,6 +132,12 @@ impl Metrics {
             batch_size: histogram("equipoise_batch_size", "Images in a batch", &["model"], &BATCH_SIZES),
             queue_depth: int_gauge("equipoise_queue_depth", "Images admitted and not yet in a batch", &["model"]),
             queue_capacity: int_gauge("equipoise_queue_capacity", "Images that can wait at once", &["model"]),
+            workers: int_gauge("equipoise_workers", "Workers that have a session that works", &["model"]),
+            worker_restarts: counter(
+                "equipoise_worker_restarts_total",
+                "Workers that began anew with new sessions, by what was wrong",
+                &["model", "reason"],
+            ),
             predictions: counter("equipoise_predictions_total", "Top-1 predictions", &["model", "head", "shot"]),
             top1_probability: histogram(
                 "equipoise_top1_probability",
@@ -206,6 +214,8 @@ impl Metrics {
             batch_size: self.batch_size.with_label_values(&[model]),
             queue_depth: self.queue_depth.with_label_values(&[model]),
             queue_capacity: self.queue_capacity.with_label_values(&[model]),
+            workers: self.workers.with_label_values(&[model]),
+            restarts: ["panic", "session"].map(|reason| self.worker_restarts.with_label_values(&[model, reason])),
             image_errors: self.image_errors.clone(),
         }
     }
@@ -304,6 +314,9 @@ pub struct ModelMetrics {
     pub queue_depth: IntGauge,
     /// Images that can wait at once.
     pub queue_capacity: IntGauge,
+    /// Workers that have a session.
+    pub workers: IntGauge,
+    restarts: [IntCounter; 2],
     image_errors: IntCounterVec,
 }
 
@@ -317,6 +330,12 @@ impl ModelMetrics {
             Phase::Backbone => backbone,
             Phase::Head => head,
         }
+    }
+
+    /// Counts a worker that begins anew, after a panic or else because its session was broken.
+    pub fn worker_restarted(&self, after_panic: bool) {
+        let [panic, session] = &self.restarts;
+        if after_panic { panic } else { session }.inc();
     }
 
     /// Counts an image that could not be read.

@@ -30,6 +30,9 @@ pub enum Look<E> {
     Failed(E),
 }
 
+/// Makes something of files: their paths and, in the same order, their contents.
+pub type Make<T, E> = fn(&[PathBuf], &[Vec<u8>]) -> Result<T, E>;
+
 /// What is made of some files, and made again when they change.
 ///
 /// Whoever reads it has it at the cost of one load of a pointer. A change is found by the content, not by the time that a
@@ -37,18 +40,18 @@ pub enum Look<E> {
 #[derive(Debug)]
 pub struct Reloaded<T, E> {
     paths: Vec<PathBuf>,
-    make: fn(&[PathBuf], &[Vec<u8>]) -> Result<T, E>,
+    make: Make<T, E>,
     current: ArcSwap<T>,
     /// What the files said when they were looked at last, and whether that is in use.
     seen: Mutex<(Option<Digest>, bool)>,
 }
 
 impl<T, E: From<FileUnreadable>> Reloaded<T, E> {
-    /// Reads the files for the first time. `make` is given the paths and, in their order, the contents.
+    /// Reads the files for the first time.
     ///
     /// # Errors
     /// If a file cannot be read, or `make` does not take it.
-    pub fn open(paths: Vec<PathBuf>, make: fn(&[PathBuf], &[Vec<u8>]) -> Result<T, E>) -> Result<Self, E> {
+    pub fn open(paths: Vec<PathBuf>, make: Make<T, E>) -> Result<Self, E> {
         let contents = read(&paths)?;
         let current = ArcSwap::from_pointee(make(&paths, &contents)?);
         Ok(Self { paths, make, current, seen: Mutex::new((Some(digest(&contents)), true)) })
@@ -85,9 +88,7 @@ impl<T, E: From<FileUnreadable>> Reloaded<T, E> {
 }
 
 fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FileUnreadable> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|source| FileUnreadable { path: path.clone(), source })
-    };
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|source| FileUnreadable { path: path.clone(), source });
     paths.iter().map(read).collect()
 }
 

@@ -169,8 +169,14 @@ mod tests {
     fn a_file_is_taken_as_a_whole_or_not_at_all() {
         let (a, b) = ("a".repeat(64), "B".repeat(64));
         check("", Ok(&[]));
-        check(&(block("x", "predict", &a) + &block("y", "operate", &b)), Ok(&[("x", Role::Predict), ("y", Role::Operate)]));
-        check(&(block("x", "predict", &a) + &block("x", "operate", &b)), Err("token 2 (`x`): two tokens have this name"));
+        check(
+            &(block("x", "predict", &a) + &block("y", "operate", &b)),
+            Ok(&[("x", Role::Predict), ("y", Role::Operate)]),
+        );
+        check(
+            &(block("x", "predict", &a) + &block("x", "operate", &b)),
+            Err("token 2 (`x`): two tokens have this name"),
+        );
         check(&(block("x", "predict", &a) + &block("y", "operate", &a)), Err("two names have this token"));
         check(&block("admin", "predict", &a), Err("every server has"));
         check(&block("", "predict", &a), Err("letters"));

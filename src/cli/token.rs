@@ -44,7 +44,9 @@ fn name(text: &str) -> Result<String, String> {
     match text {
         crate::access::ADMIN => Err("`admin` is the name of the token that every server has".to_owned()),
         name if is_valid_name(name) => Ok(name.to_owned()),
-        _ => Err("a name has 1 to 64 of letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned()),
+        _ => {
+            Err("a name has 1 to 64 of letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned())
+        }
     }
 }
 

@@ -167,9 +167,7 @@ impl ServeOptions {
 fn rate_limit(images_per_second: Option<f64>, burst: Option<u32>) -> Result<Option<RateLimit>, ConfigError> {
     let Some(images_per_second) = images_per_second else {
         return match burst {
-            Some(_) => {
-                Err(ConfigError::Alone { given: "rate-limit-burst", needed: "rate-limit-images-per-second" })
-            }
+            Some(_) => Err(ConfigError::Alone { given: "rate-limit-burst", needed: "rate-limit-images-per-second" }),
             None => Ok(None),
         };
     };

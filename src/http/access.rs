@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{App, AppState, error::ApiError};
+use super::{App, error::ApiError};
 use crate::access::{RateLimiter, RateRefusal, Role, Sender};
 
 /// What a route asks of its caller.
@@ -62,10 +62,10 @@ pub const NEEDS: [(&str, &str, Need); 28] = [
 ];
 
 /// What a request asks of its caller, by the route that it matched.
-fn need(method: &Method, route: Option<&str>, path: &str) -> Need {
+fn need(method: &Method, route: Option<&str>, path: &str, has_admin: bool) -> Need {
     let Some(route) = route else {
         // Whether something is there is not for everybody to know.
-        return if is_admin(path) { Always(Operate) } else { Nothing };
+        return if has_admin && is_admin(path) { Always(Operate) } else { Nothing };
     };
     let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
     let mut of_route = NEEDS.iter().filter(|(_, path, _)| *path == route);
@@ -114,10 +114,19 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
+/// What the door of a listener knows.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) app: Arc<App>,
+    /// Whether the admin API is behind it.
+    pub(super) has_admin: bool,
+}
+
 /// Lets through who may: 401 without a token, 403 with a wrong one, or with one of too small a role.
-pub(super) async fn authorize(State(app): AppState, mut request: Request, next: Next) -> Response {
+pub(super) async fn authorize(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    let Door { app, has_admin } = door;
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let needed = match need(request.method(), route, request.uri().path()) {
+    let needed = match need(request.method(), route, request.uri().path(), has_admin) {
         Nothing => return next.run(request).await,
         IfClosed(role) => app.requires_auth.then_some(role),
         Always(role) => Some(role),
@@ -233,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_route_without_an_entry_is_for_the_admin() {
-        let need = |method: Method, route| need(&method, route, route.unwrap_or("/admin"));
+        let need = |method: Method, route| need(&method, route, route.unwrap_or("/admin"), true);
         assert_eq!(need(Method::GET, Some("/admin/v1/forgotten")), Always(Admin));
         assert_eq!(need(Method::GET, Some("/forgotten")), Always(Admin));
         assert_eq!(need(Method::GET, None), Always(Operate));

@@ -146,6 +146,7 @@ impl ApiError {
                 BatchError::NotFinite { .. } => (S::UNPROCESSABLE_ENTITY, "not_finite"),
                 BatchError::DeadlineExceeded => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
                 BatchError::Model { .. } => (S::INTERNAL_SERVER_ERROR, "model_failed"),
+                BatchError::Unavailable => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
                 BatchError::WorkerLost => (S::INTERNAL_SERVER_ERROR, "worker_lost"),
             },
             Self::Job(error) => match &**error {
@@ -194,7 +195,7 @@ impl ApiError {
     pub(super) fn rejection(&self) -> Option<&'static str> {
         match self {
             Self::Batch(BatchError::QueueFull { .. } | BatchError::TooManyImages { .. })
-            | Self::Batch(BatchError::DeadlineExceeded)
+            | Self::Batch(BatchError::DeadlineExceeded | BatchError::Unavailable)
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow
             | Self::Unauthorized

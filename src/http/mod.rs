@@ -27,8 +27,8 @@ use axum::{
     routing::{get, post, put},
 };
 
-pub(crate) use access::Peer;
 pub(crate) use access::Caller;
+pub(crate) use access::Peer;
 pub use access::{NEEDS, Need};
 
 use crate::{
@@ -109,7 +109,12 @@ impl App {
             Phase::Draining => 2,
         };
         self.phase.fetch_max(number, Ordering::AcqRel);
-        self.metrics.ready.set(i64::from(self.phase() == Phase::Ready));
+        self.metrics.ready.set(i64::from(self.is_ready()));
+    }
+
+    /// Whether requests should be sent: the models are loaded, and each of them has a session that works.
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready && self.registry.models().all(|model| model.batcher().is_working())
     }
 }
 
@@ -168,11 +173,12 @@ pub fn router(app: Arc<App>, with_admin: bool) -> Router {
         .route("/openapi.json", get(ops::openapi))
         .route("/docs", get(ops::docs))
         .route("/", get(ops::root));
+    let door = access::Door { app: Arc::clone(&app), has_admin: with_admin };
     let router = if with_admin { router.nest("/admin", admin) } else { router };
     router
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), access::authorize))
+        .layer(axum::middleware::from_fn_with_state(door, access::authorize))
         .layer(axum::middleware::from_fn(layers::catch_panics))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), layers::observe))
         .with_state(app)

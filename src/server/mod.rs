@@ -22,8 +22,8 @@ use crate::{
     metrics::Metrics,
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
-    reload::Look,
     registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
+    reload::Look,
 };
 
 /// Images in one pass of the backbone. On two CPU cores larger batches gained nothing and cost memory; a GPU wants more.
@@ -276,27 +276,27 @@ impl Server {
 
 fn reload(app: &App, tls: Option<&Tls>) {
     let metrics = &app.metrics;
-        match app.access.look() {
-            None | Some(Look::Unchanged) => {}
-            Some(Look::Renewed) => {
-                let n_tokens = app.access.n_tokens();
-                metrics.reloaded("tokens", true);
-                tracing::info!(n_tokens, "the tokens have changed: {n_tokens} are known, `admin` included");
-            }
-            Some(Look::Failed(error)) => {
-                metrics.reloaded("tokens", false);
-                tracing::error!(%error, "the tokens have changed and cannot be used; those from before still hold");
-            }
+    match app.access.look() {
+        None | Some(Look::Unchanged) => {}
+        Some(Look::Renewed) => {
+            let n_tokens = app.access.n_tokens();
+            metrics.reloaded("tokens", true);
+            tracing::info!(n_tokens, "the tokens have changed: {n_tokens} are known, `admin` included");
         }
-        match tls.map(Tls::look) {
-            None | Some(Look::Unchanged) => {}
-            Some(Look::Renewed) => {
-                metrics.reloaded("certificate", true);
-                tracing::info!("the certificate has changed: new connections have the new one");
-            }
-            Some(Look::Failed(error)) => {
-                metrics.reloaded("certificate", false);
-                tracing::error!(%error, "the certificate has changed and cannot be used; the one from before still is");
-            }
+        Some(Look::Failed(error)) => {
+            metrics.reloaded("tokens", false);
+            tracing::error!(%error, "the tokens have changed and cannot be used; those from before still hold");
         }
     }
+    match tls.map(Tls::look) {
+        None | Some(Look::Unchanged) => {}
+        Some(Look::Renewed) => {
+            metrics.reloaded("certificate", true);
+            tracing::info!("the certificate has changed: new connections have the new one");
+        }
+        Some(Look::Failed(error)) => {
+            metrics.reloaded("certificate", false);
+            tracing::error!(%error, "the certificate has changed and cannot be used; the one from before still is");
+        }
+    }
+}

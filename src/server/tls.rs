@@ -79,8 +79,7 @@ fn make(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, TlsErro
     let chain = chain.and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) });
     let chain = chain.map_err(pem(cert_path, "certificate"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(pem(key_path, "private key"))?;
-    let pair =
-        |source| TlsError::Pair { cert: cert_path.to_owned(), key: key_path.to_owned(), source };
+    let pair = |source| TlsError::Pair { cert: cert_path.to_owned(), key: key_path.to_owned(), source };
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(pair)?

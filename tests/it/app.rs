@@ -134,7 +134,11 @@ impl Setup {
         let config = self.resolve();
         let options = load_options(&config, Arc::clone(&app.server.app().metrics), None).unwrap();
         let directory = ModelDirectory::read(&config.models[0]).unwrap();
-        let model = load_model_with(&directory, &options, |backbone| stand_in.around(backbone)).unwrap();
+        let around = {
+            let stand_in = stand_in.clone();
+            move |backbone| stand_in.around(backbone)
+        };
+        let model = load_model_with(&directory, &options, around).unwrap();
         app.server.app().registry.fill(vec![Arc::new(model)]);
         app.server.app().enter(Phase::Ready);
         app
@@ -424,7 +428,10 @@ pub(crate) fn multipart(files: &[Vec<u8>]) -> (String, Vec<u8>) {
 /// What happens in a run of a backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// The numbers are no features.
     Fail,
+    /// The session is broken, and stays so until another one is made.
+    Break,
     Panic,
 }
 
@@ -476,7 +483,7 @@ impl StandIn {
     }
 
     fn around(&self, inner: Box<dyn Backbone>) -> Box<dyn Backbone> {
-        struct Held(Box<dyn Backbone>, StandIn);
+        struct Held(Box<dyn Backbone>, StandIn, bool);
         impl Backbone for Held {
             fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
                 let (orders, changed) = &*self.1.orders;
@@ -489,13 +496,15 @@ impl StandIn {
                 }
                 let fault = orders.fault.filter(|(run, _)| *run == number).map(|(_, fault)| fault);
                 drop(orders);
+                self.2 |= fault == Some(Fault::Break);
                 match fault {
-                    None => self.0.run(pixels, n, height, width),
+                    _ if self.2 => Err(OnnxError::OutputShape { found: vec![], n, feature_dim: DIM }),
+                    Some(Fault::Break) | None => self.0.run(pixels, n, height, width),
                     Some(Fault::Fail) => Features::from_host(vec![f32::NAN; n * DIM], n, DIM),
                     Some(Fault::Panic) => panic!("the backbone panics, as the test told it to"),
                 }
             }
         }
-        Box::new(Held(inner, self.clone()))
+        Box::new(Held(inner, self.clone(), false))
     }
 }

@@ -139,7 +139,9 @@ fn openapi_the_page_and_the_guide_say_what_every_route_asks_of_its_caller() {
             Need::IfClosed(role) => {
                 (json!([{}, { "token": [role.as_str()] }]), None, format!("everybody, or `{role}`"))
             }
-            Need::Always(role) => (json!([{ "token": [role.as_str()] }]), Some(format!("({role})")), format!("`{role}`")),
+            Need::Always(role) => {
+                (json!([{ "token": [role.as_str()] }]), Some(format!("({role})")), format!("`{role}`"))
+            }
         };
         assert_eq!(*security, expected, "{method} {path}");
         let row = format!("<tr><td>{method}</td><td class=\"path mono\">{path}</td>");

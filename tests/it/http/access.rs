@@ -152,7 +152,8 @@ async fn tokens_come_and_go_while_the_server_runs() {
         roles.app.server.reload();
         assert_eq!(status(&new.token).await, 200);
     }
-    let samples = async || crate::app::Samples(ask(&roles.app, "GET", "/metrics", Some(TOKEN)).await.expect(200).text());
+    let samples =
+        async || crate::app::Samples(ask(&roles.app, "GET", "/metrics", Some(TOKEN)).await.expect(200).text());
     let stale = "equipoise_file_stale{file=\"tokens\"}";
     let reloads = |outcome: &str| format!("equipoise_reloads_total{{file=\"tokens\",outcome=\"{outcome}\"}}");
     let told = samples().await;
@@ -190,8 +191,10 @@ async fn an_admin_listener_has_the_admin_api_for_itself() {
         }
     }
     // Not even that it is elsewhere is told.
-    for path in ["/admin", "/admin/", "/admin/nothing"] {
-        assert_eq!(ask(&app, "GET", path, Some(TOKEN)).await.status, 404, "{path}");
+    for path in ["/admin", "/admin/", "/admin/nothing", "/admin/v1/models/icons30/heads"] {
+        for token in [None, Some("wrong"), Some(TOKEN)] {
+            ask(&app, "GET", path, token).await.problem(404, "not_found");
+        }
     }
     app.classify_features("", &feature_rows(1)).await.expect(200);
     app.get("/metrics").await.expect(200);
