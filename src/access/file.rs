@@ -23,13 +23,13 @@ pub enum TokenFileError {
         /// The file.
         path: PathBuf,
     },
-    /// It is no TOML, or has a key that is not known.
-    #[error("{path}: {source}", path = path.display())]
+    /// It is no TOML, or has other keys or values. What stands there is not repeated: it may be a token.
+    #[error("{path}: line {line}: a file of tokens is TOML, of `[[token]]` with `name`, `role` and `sha256` in quotes", path = path.display())]
     Toml {
         /// The file.
         path: PathBuf,
-        /// The key, the line and what is wrong.
-        source: Box<toml::de::Error>,
+        /// From 1.
+        line: usize,
     },
     /// A token with a wrong value.
     #[error("{path}: token {number} (`{name}`): {problem}", path = path.display())]
@@ -71,8 +71,10 @@ pub(super) fn read_tokens(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<Vec
 
 fn parse(path: &Path, content: &[u8]) -> Result<Vec<KnownToken>, TokenFileError> {
     let text = std::str::from_utf8(content).map_err(|_| TokenFileError::NotText { path: path.to_owned() })?;
-    let file: TokenFile = toml::from_str(text)
-        .map_err(|source| TokenFileError::Toml { path: path.to_owned(), source: Box::new(source) })?;
+    let file: TokenFile = toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        TokenFileError::Toml { path: path.to_owned(), line: before.matches('\n').count() + 1 }
+    })?;
     let mut tokens: Vec<KnownToken> = Vec::with_capacity(file.token.len());
     for (index, TokenEntry { name, role, sha256 }) in file.token.into_iter().enumerate() {
         let digest = Digest::from_hex(&sha256);
@@ -183,9 +185,17 @@ mod tests {
         check(&block("x", "root", &a), Err("predict, operate and admin"));
         check(&block("x", "predict", &a[1..]), Err("64"));
         check(&block("x", "predict", &format!("g{}", &a[1..])), Err("64"));
-        check(&(block("x", "predict", &a) + "token = \"secret\"\n"), Err("token"));
-        check("[[tokens]]\n", Err("tokens"));
-        check("name = ", Err("t.toml"));
+        check(&(block("x", "predict", &a) + "token = \"secret\"\n"), Err("line 5"));
+        check("[[tokens]]\n", Err("line 1"));
+        check("\nname = ", Err("line 2"));
+    }
+
+    #[test]
+    fn what_may_be_a_token_is_not_repeated() {
+        for text in ["token = \"secret\"", "[[token]]\nname = \"secret", "[[token]]\nsecret = 1", "secret"] {
+            let error = parse(Path::new("t.toml"), text.as_bytes()).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+        }
     }
 
     #[test]

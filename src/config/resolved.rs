@@ -191,3 +191,67 @@ fn not_empty(token: &str, place: &str) -> Result<String, ConfigError> {
         token => Ok(token.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_can_be_said_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("equipoise.toml");
+        let text = "models = [\"m\"]\nstate_dir = \"s\"\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
+            tls_cert = \"c.pem\"\ntls_key = \"k.pem\"\ntokens_file = \"t.toml\"\nrequire_auth = true\n\
+            rate_limit_images_per_second = 10\ntrust_forwarded_for = 2\nallow_insecure_admin = false\n";
+        std::fs::write(&path, text).unwrap();
+        let of = |options: ServeOptions| {
+            ServeOptions { config: Some(path.clone()), ..options }.with_file().unwrap().resolve().unwrap()
+        };
+        let config = of(ServeOptions::default());
+        let beside = |name: &str| folder.path().join(name);
+        assert_eq!(config.tls, Some(TlsFiles { cert: beside("c.pem"), key: beside("k.pem") }));
+        assert_eq!(config.tokens_file, Some(beside("t.toml")));
+        assert_eq!(config.admin_listen, Some(([0, 0, 0, 0], 2).into()));
+        assert_eq!((config.require_auth, config.trust_forwarded_for), (true, 2));
+        assert_eq!(config.rate_limit, Some(RateLimit { images_per_second: 10.0, burst: 10 }));
+        // A flag wins.
+        let flags = ServeOptions {
+            require_auth: Some(false),
+            rate_limit_images_per_second: Some(0.1),
+            trust_forwarded_for: Some(0),
+            ..ServeOptions::default()
+        };
+        let config = of(flags);
+        assert_eq!((config.require_auth, config.trust_forwarded_for), (false, 0));
+        assert_eq!(config.rate_limit, Some(RateLimit { images_per_second: 0.1, burst: 1 }));
+    }
+
+    #[test]
+    fn the_admin_api_is_open_to_this_machine_alone_unless_told_otherwise() {
+        let resolve = |listen: &str, admin: Option<&str>, allow: Option<bool>, tls: bool| {
+            let file = |name: &str| tls.then(|| PathBuf::from(name));
+            let options = ServeOptions {
+                models: vec!["m".into()],
+                state_dir: Some("s".into()),
+                listen: Some(listen.parse().unwrap()),
+                admin_listen: admin.map(|address| address.parse().unwrap()),
+                allow_insecure_admin: allow,
+                tls_cert: file("c"),
+                tls_key: file("k"),
+                ..ServeOptions::default()
+            };
+            options.resolve().is_ok()
+        };
+        for listen in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(resolve(listen, None, None, false), "{listen}");
+        }
+        for listen in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1"] {
+            assert!(!resolve(listen, None, None, false), "{listen}");
+            assert!(!resolve("127.0.0.1:1", Some(listen), None, false), "{listen}");
+            assert!(!resolve(listen, None, Some(false), false), "{listen}");
+            assert!(resolve(listen, None, Some(true), false), "{listen}");
+            assert!(resolve(listen, None, None, true), "{listen}");
+            assert!(resolve(listen, Some("127.0.0.1:2"), None, false), "{listen}");
+        }
+    }
+}
