@@ -139,26 +139,29 @@ fn add_scaled<const N: usize>(rows: [&[f32]; N], center: &[f32], scales: [f32; N
 /// `‖xₙ − μ‖²`, to 1e-7 of itself if no square leaves the range of f32.
 #[multiversion(targets("x86_64+avx2"))]
 fn squared_distances<const N: usize>(rows: [&[f32]; N], center: &[f32]) -> [f64; N] {
-    // Sums side by side: one alone would wait for each addition to end. None of them sees more than eight squares in f32.
-    const LANES: usize = 8;
-    const BLOCK: usize = 8 * LANES;
+    // Sums side by side: one alone would wait for each addition to end. None of them takes more than eight squares in f32.
+    const LANES: usize = 16;
+    const AT_ONCE: usize = 8;
+    let (centers, rest_of_center) = center.as_chunks::<LANES>();
     let mut squared = [0.0; N];
-    for (start, center) in (0..).step_by(BLOCK).zip(center.chunks(BLOCK)) {
-        for (squared, row) in squared.iter_mut().zip(rows) {
+    // A loop, not `map`: what that calls is compiled for any processor.
+    for (squared, row) in squared.iter_mut().zip(rows) {
+        let (xs, rest) = row[..center.len()].as_chunks::<LANES>();
+        let mut sums = [0.0f64; LANES];
+        for (xs, centers) in xs.chunks(AT_ONCE).zip(centers.chunks(AT_ONCE)) {
             let mut lanes = [0.0f32; LANES];
-            let (xs, rest) = row[start..start + center.len()].as_chunks::<LANES>();
-            let (centers, rest_of_center) = center.as_chunks::<LANES>();
-            for (xs, centers) in xs.iter().zip(centers) {
+            for (x, center) in xs.iter().zip(centers) {
                 for lane in 0..LANES {
-                    let difference = xs[lane] - centers[lane];
+                    let difference = x[lane] - center[lane];
                     lanes[lane] += difference * difference;
                 }
             }
-            for (lane, (x, center)) in rest.iter().zip(rest_of_center).enumerate() {
-                lanes[lane] += (x - center) * (x - center);
+            for lane in 0..LANES {
+                sums[lane] += f64::from(lanes[lane]);
             }
-            *squared += lanes.into_iter().map(f64::from).sum::<f64>();
         }
+        let rest = rest.iter().zip(rest_of_center).map(|(x, center)| f64::from(x - center).powi(2));
+        *squared = sums.into_iter().chain(rest).sum();
     }
     squared
 }

@@ -1,5 +1,7 @@
 //! The `O(C)` part of a head: scale, shift, temperature, softmax and the k best classes.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 /// Below this all temperatures are one: the best class has probability 1 either way, and no finite score overflows.
@@ -19,7 +21,7 @@ pub struct Scoring {
     screen: Option<Screen>,
 }
 
-/// The same in f32, to find the few classes that can be the best; none if f32 does not reach so far.
+/// The same in f32, which tells most classes apart; none if it does not reach so far.
 #[derive(Clone, Debug)]
 struct Screen {
     scale: Vec<f32>,
@@ -44,13 +46,20 @@ impl Screen {
         })
     }
 
-    /// A number that the f32 logit of the best class is not below.
+    /// Whether `class` has the largest logit, if f32 can tell.
     ///
     /// Each of scale, shift, product and sum is rounded once, by 2⁻²⁴ of itself at most, so that a logit `z` is wrong by no
-    /// more than `2⁻²² (|z| + |shift|)`, and the largest and the best one by twice that together.
-    fn threshold(&self, largest: f32) -> f32 {
-        const FOUR_TIMES_THE_ERROR: f32 = 1.0 / (1 << 20) as f32;
-        largest - FOUR_TIMES_THE_ERROR * (largest.abs() + self.largest_shift) - f32::MIN_POSITIVE
+    /// more than `2⁻²² (|z| + |shift|)`, and a difference of two by both together.
+    fn is_best(&self, raw: &[f32], class: usize) -> Option<bool> {
+        const ERROR: f32 = 1.0 / (1 << 22) as f32;
+        let (scale, shift) = (&self.scale[..raw.len()], &self.shift[..raw.len()]);
+        let largest =
+            |classes: Range<usize>| largest_logit(&raw[classes.clone()], &scale[classes.clone()], &shift[classes]);
+        let others = largest(0..class).max(largest(class + 1..raw.len()));
+        let own = scale[class] * raw[class] + shift[class];
+        let error = ERROR * (own.abs() + others.abs() + 2.0 * self.largest_shift) + f32::MIN_POSITIVE;
+        // Not so if one of the two is no finite number.
+        ((own - others).abs() > error && error.is_finite()).then_some(own > others)
     }
 }
 
@@ -110,20 +119,14 @@ impl Scoring {
         write_logits(&scores.raw[..n], &self.scale[..n], &self.shift[..n], &self.masked[..n], constants, logits)
     }
 
-    /// The best class of one sample by its raw scores alone, of equal ones the lower; for heads without a `‖g(x)‖²` to
-    /// subtract, or where that is the same for all classes. `None` if a logit is not a finite number.
-    pub fn best_class(&self, raw: &[f32]) -> Option<usize> {
-        let n = raw.len().min(self.scale.len());
-        let raw = &raw[..n];
-        if let Some(screen) = &self.screen {
-            let (scale, shift) = (&screen.scale[..n], &screen.shift[..n]);
-            let largest = largest_logit(raw, scale, shift);
-            if largest.is_finite() {
-                let logit = |class: usize| self.scale[class] * f64::from(raw[class]) + self.shift[class];
-                return best_above(raw, scale, shift, screen.threshold(largest), &logit);
-            }
-        }
-        best_logit(raw, &self.scale[..n], &self.shift_if_unmasked[..n])
+    /// Whether `class` is the best of one sample by its raw scores alone, of equal ones the lowest; for heads without a
+    /// `‖g(x)‖²` to subtract, or where that is the same for all classes. `false` if the largest logit is not a finite number.
+    ///
+    /// # Panics
+    /// If `class` is not below the number of classes.
+    pub fn is_best(&self, raw: &[f32], class: usize) -> bool {
+        let in_single = self.screen.as_ref().and_then(|screen| screen.is_best(raw, class));
+        in_single.unwrap_or_else(|| best_class(raw, &self.scale, &self.shift_if_unmasked) == Some(class))
     }
 
     /// The `k` best classes of one sample, best first; fewer if fewer are not masked. `logits` is scratch space.
@@ -153,79 +156,33 @@ fn write_logits(
     all_finite
 }
 
-/// Numbers that are looked at together, without a branch between them.
-const BLOCK: usize = 32;
-
 /// The largest `scale · raw + shift`, all of one length; a NaN does not count.
 #[multiversion(targets("x86_64+avx2"))]
 fn largest_logit(raw: &[f32], scale: &[f32], shift: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; BLOCK];
-    let mut take = |raw: &[f32], scale: &[f32], shift: &[f32]| {
-        for (((lane, raw), scale), shift) in lanes.iter_mut().zip(raw).zip(scale).zip(shift) {
-            let logit = scale * raw + shift;
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    };
-    let (raws, rest) = raw.as_chunks::<BLOCK>();
-    let ((scales, rest_of_scale), (shifts, rest_of_shift)) = (scale.as_chunks::<BLOCK>(), shift.as_chunks::<BLOCK>());
+    const LANES: usize = 32;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (raws, rest) = raw.as_chunks::<LANES>();
+    let ((scales, rest_of_scale), (shifts, rest_of_shift)) = (scale.as_chunks::<LANES>(), shift.as_chunks::<LANES>());
     for ((raw, scale), shift) in raws.iter().zip(scales).zip(shifts) {
-        take(raw, scale, shift);
-    }
-    take(rest, rest_of_scale, rest_of_shift);
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
-}
-
-/// The first index of the largest `logit` among those whose `scale · raw + shift` is not below `threshold`.
-#[multiversion(targets("x86_64+avx2"))]
-fn best_above(
-    raw: &[f32],
-    scale: &[f32],
-    shift: &[f32],
-    threshold: f32,
-    logit: &dyn Fn(usize) -> f64,
-) -> Option<usize> {
-    let mut best: Option<(usize, f64)> = None;
-    let blocks = raw.chunks(BLOCK).zip(scale.chunks(BLOCK)).zip(shift.chunks(BLOCK));
-    for (block, ((raw, scale), shift)) in blocks.enumerate() {
-        let passes = |((raw, scale), shift): ((&f32, &f32), &f32)| scale * raw + shift >= threshold;
-        let of_block = || raw.iter().zip(scale).zip(shift);
-        if of_block().fold(false, |any, one| any | passes(one)) {
-            for class in of_block().enumerate().filter(|&(_, one)| passes(one)).map(|(lane, _)| block * BLOCK + lane) {
-                let logit = logit(class);
-                if best.is_none_or(|(_, best)| logit > best) {
-                    best = Some((class, logit));
-                }
-            }
-        }
-    }
-    best.map(|(class, _)| class)
-}
-
-/// The first index of the largest `scale · raw + shift`, all of one length; `None` if that is not a finite number.
-///
-/// The largest is looked for first and its place then: neither has a branch within a block, so both go by vectors.
-#[multiversion(targets("x86_64+avx2"))]
-fn best_logit(raw: &[f32], scale: &[f64], shift: &[f64]) -> Option<usize> {
-    const LANES: usize = 16;
-    let n_blocked = raw.len() - raw.len() % LANES;
-    let blocks = || raw.chunks_exact(LANES).zip(scale.chunks_exact(LANES)).zip(shift.chunks_exact(LANES));
-    let logit = |class: usize| scale[class] * f64::from(raw[class]) + shift[class];
-    let mut lanes = [f64::NEG_INFINITY; LANES];
-    for ((raw, scale), shift) in blocks() {
         for lane in 0..LANES {
-            let logit = scale[lane] * f64::from(raw[lane]) + shift[lane];
+            let logit = scale[lane] * raw[lane] + shift[lane];
             lanes[lane] = if logit > lanes[lane] { logit } else { lanes[lane] };
         }
     }
-    let largest = lanes.into_iter().chain((n_blocked..raw.len()).map(logit)).fold(f64::NEG_INFINITY, f64::max);
-    if !largest.is_finite() {
-        return None;
+    let rest = rest.iter().zip(rest_of_scale).zip(rest_of_shift).map(|((raw, scale), shift)| scale * raw + shift);
+    lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// The first class with the largest `scale · raw + shift`; `None` if that is not a finite number.
+fn best_class(raw: &[f32], scale: &[f64], shift: &[f64]) -> Option<usize> {
+    let logits = raw.iter().zip(scale).zip(shift).map(|((&raw, scale), shift)| scale * f64::from(raw) + shift);
+    let mut best = (0, f64::NEG_INFINITY);
+    for (class, logit) in logits.enumerate() {
+        if logit > best.1 {
+            best = (class, logit);
+        }
     }
-    let holds_it = |((raw, scale), shift): ((&[f32], &[f64]), &[f64])| {
-        (0..LANES).fold(false, |found, lane| found | (scale[lane] * f64::from(raw[lane]) + shift[lane] == largest))
-    };
-    let first = blocks().position(holds_it).map_or(n_blocked, |block| block * LANES);
-    (first..raw.len()).find(|&class| logit(class) == largest)
+    best.1.is_finite().then_some(best.0)
 }
 
 /// The softmax of `logits`: `exp(zⱼ − max z) / Σ exp(zᵢ − max z)`.

@@ -14,6 +14,7 @@ const TOLERANCE: f64 = 1e-5;
 
 /// Every engine that this build has.
 pub(super) fn engines() -> Vec<(&'static str, Box<dyn Engine>)> {
+    #[cfg_attr(not(feature = "server"), expect(unused_mut, reason = "there is one only"))]
     let mut engines: Vec<(&'static str, Box<dyn Engine>)> = vec![("plain", Box::new(PlainEngine::default()))];
     #[cfg(feature = "server")]
     {

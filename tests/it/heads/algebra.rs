@@ -235,7 +235,9 @@ proptest! {
             .filter(|&(class, _)| counts[class] > 0)
             .fold(None, |best: Option<(usize, f64)>, one| if best.is_none_or(|best| one.1 > best.1) { Some(one) } else { best });
         let scoring = Scoring::new(scale.clone(), shift.clone(), 1.0, Some(&counts));
-        prop_assert_eq!(scoring.best_class(&raw), expected.map(|best| best.0));
+        for class in 0..rows.len() {
+            prop_assert_eq!(scoring.is_best(&raw, class), expected.is_some_and(|best| best.0 == class), "{}", class);
+        }
     }
 
     #[test]
