@@ -82,8 +82,10 @@ struct Shared {
     wrap: WrapEngine,
 }
 
+type Wrap = dyn Fn(Box<dyn Engine>) -> Box<dyn Engine> + Send + Sync;
+
 /// Puts something around each engine.
-struct WrapEngine(Box<dyn Fn(Box<dyn Engine>) -> Box<dyn Engine> + Send + Sync>);
+struct WrapEngine(Box<Wrap>);
 
 impl std::fmt::Debug for WrapEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -156,6 +156,11 @@ async fn the_whole_story_of_a_fit() {
     }
     assert!(evaluation["warnings"][0].as_str().unwrap().contains("chosen on this very set"), "{evaluation}");
     assert!(evaluation.get("curve").is_none());
+    // A head that shares its weights has met the same samples.
+    app.derive_head("shifted", json!({ "kind": "tau_norm", "base": "mine", "tau": 0.2 })).await.expect(201);
+    let of_derived = post(&app, "heads/shifted/evaluate", &json!({ "feature_set": val })).await.expect(200).json();
+    assert!(of_derived["warnings"][0].as_str().unwrap().contains("`shifted` version 1 was chosen"), "{of_derived}");
+    app.delete_head("shifted").await.expect(204);
 
     // All of it is there after a restart.
     let fit = get(&app, &id).await;
