@@ -9,6 +9,8 @@ mod cli;
 mod contract;
 mod feature_sets;
 mod fit;
+#[cfg(feature = "server")]
+mod fuzz;
 mod heads;
 #[cfg(feature = "server")]
 mod http;

@@ -152,6 +152,8 @@ async fn the_token_never_appears_in_the_log() {
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
     assert!(log.contains("changed the settings of head `tau`") && log.contains("stopped"), "{log}");
+    let change = log.lines().find(|line| line.contains("changed the settings")).unwrap();
+    assert!(change.contains("caller=\"admin\" role=\"admin\""), "{change}");
     assert!(!log.contains(&token) && !log.contains(wrong));
 }
 
