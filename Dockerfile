@@ -2,7 +2,13 @@
 #   docker build -t equipoise .
 #   docker build --build-arg DEVICE=cuda -t equipoise:cuda .
 #   docker run -p 8000:8000 -v equipoise-state:/var/lib/equipoise equipoise
-# The admin token is in the volume: docker exec CONTAINER cat /var/lib/equipoise/admin-token
+# The admin API answers inside of the container alone, on port 8001, where its token lies in the volume:
+#   docker exec CONTAINER sh -c 'curl -s -H "Authorization: Bearer $(cat $EQUIPOISE_STATE_DIR/admin-token)" \
+#     http://127.0.0.1:8001/admin/v1/models/icons30/heads'
+# To reach it from outside, give the container a certificate and an address for it:
+#   docker run -p 8000:8000 -p 8001:8001 -v equipoise-state:/var/lib/equipoise -v $PWD/tls:/tls:ro \
+#     -e EQUIPOISE_TLS_CERT=/tls/cert.pem -e EQUIPOISE_TLS_KEY=/tls/key.pem -e EQUIPOISE_ADMIN_LISTEN=0.0.0.0:8001 equipoise
+# or, where the network is trusted, EQUIPOISE_ALLOW_INSECURE_ADMIN=true in place of the certificate.
 
 ARG DEVICE=cpu
 
@@ -30,10 +36,11 @@ RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/equipoise equ
 COPY --from=build /build/target/release/equipoise /opt/equipoise/equipoise
 COPY --from=onnxruntime /ort/onnxruntime/capi/libonnxruntime* /opt/equipoise/lib/
 COPY models/icons30 /opt/equipoise/models/icons30
-ENV EQUIPOISE_LISTEN=0.0.0.0:8000 EQUIPOISE_STATE_DIR=/var/lib/equipoise EQUIPOISE_DEVICE=${DEVICE} EQUIPOISE_LOG_FORMAT=json
+ENV EQUIPOISE_LISTEN=0.0.0.0:8000 EQUIPOISE_ADMIN_LISTEN=127.0.0.1:8001
+ENV EQUIPOISE_STATE_DIR=/var/lib/equipoise EQUIPOISE_DEVICE=${DEVICE} EQUIPOISE_LOG_FORMAT=json
 USER equipoise
 VOLUME /var/lib/equipoise
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD curl -fsS http://127.0.0.1:8000/readyz || exit 1
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD curl -fsSk "http${EQUIPOISE_TLS_CERT:+s}://127.0.0.1:8000/readyz" || exit 1
 ENTRYPOINT ["/opt/equipoise/equipoise"]
 CMD ["serve"]

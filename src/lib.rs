@@ -27,6 +27,7 @@
 //! | `batcher` | admission, decoding, batching; the threads that own the sessions |
 //! | `registry` | what is loaded, and the changes that an operator makes to it |
 //! | `jobs` | fits and evaluations in the background of a server |
+//! | `access`, `reload` | tokens with roles, limits for each caller; files that are read again |
 //! | `metrics`, `telemetry`, `config` | what the process counts, logs and is told |
 //! | `http`, `cli` | the edges |
 //! | `server` | wires them |
@@ -39,6 +40,8 @@ pub mod evaluate;
 pub mod fit;
 pub mod heads;
 
+#[cfg(feature = "server")]
+pub mod access;
 #[cfg(feature = "server")]
 pub mod batcher;
 #[cfg(feature = "server")]
@@ -57,6 +60,8 @@ pub mod onnx;
 pub mod preprocess;
 #[cfg(feature = "server")]
 pub mod registry;
+#[cfg(feature = "server")]
+pub mod reload;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

@@ -48,10 +48,14 @@ pub struct Metrics {
     pub image_errors: IntCounterVec,
     /// Whether the server is ready for requests: 1 or 0.
     pub ready: IntGauge,
+    reloads: IntCounterVec,
+    file_stale: IntGaugeVec,
     phase_duration: HistogramVec,
     batch_size: HistogramVec,
     queue_depth: IntGaugeVec,
     queue_capacity: IntGaugeVec,
+    workers: IntGaugeVec,
+    worker_restarts: IntCounterVec,
     predictions: IntCounterVec,
     top1_probability: HistogramVec,
     head_tau: GaugeVec,
@@ -109,6 +113,16 @@ impl Metrics {
             rejected: counter("equipoise_rejected_total", "Requests refused before work on them", &["reason"]),
             image_errors: counter("equipoise_image_errors_total", "Images that could not be read", &["reason"]),
             ready: register(&registry, IntGauge::new("equipoise_ready", "1 when the server takes requests, else 0")),
+            reloads: counter(
+                "equipoise_reloads_total",
+                "Files that have changed while the server ran, by what became of it",
+                &["file", "outcome"],
+            ),
+            file_stale: int_gauge(
+                "equipoise_file_stale",
+                "1 while a file cannot be used and what it said before is in use, else 0",
+                &["file"],
+            ),
             phase_duration: histogram(
                 "equipoise_phase_duration_seconds",
                 "Time in a phase: preprocess and queue for each image, backbone and head for each batch",
@@ -118,6 +132,12 @@ impl Metrics {
             batch_size: histogram("equipoise_batch_size", "Images in a batch", &["model"], &BATCH_SIZES),
             queue_depth: int_gauge("equipoise_queue_depth", "Images admitted and not yet in a batch", &["model"]),
             queue_capacity: int_gauge("equipoise_queue_capacity", "Images that can wait at once", &["model"]),
+            workers: int_gauge("equipoise_workers", "Workers that have a session that works", &["model"]),
+            worker_restarts: counter(
+                "equipoise_worker_restarts_total",
+                "Workers that began anew with new sessions, by what was wrong",
+                &["model", "reason"],
+            ),
             predictions: counter("equipoise_predictions_total", "Top-1 predictions", &["model", "head", "shot"]),
             top1_probability: histogram(
                 "equipoise_top1_probability",
@@ -171,6 +191,12 @@ impl Metrics {
         for reason in ["overloaded", "deadline_exceeded"] {
             metrics.rejected.with_label_values(&[reason]);
         }
+        for file in ["tokens", "certificate"] {
+            metrics.file_stale.with_label_values(&[file]);
+            for outcome in ["ok", "failed"] {
+                metrics.reloads.with_label_values(&[file, outcome]);
+            }
+        }
         #[cfg(target_os = "linux")]
         if let Err(error) =
             metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
@@ -188,6 +214,8 @@ impl Metrics {
             batch_size: self.batch_size.with_label_values(&[model]),
             queue_depth: self.queue_depth.with_label_values(&[model]),
             queue_capacity: self.queue_capacity.with_label_values(&[model]),
+            workers: self.workers.with_label_values(&[model]),
+            restarts: ["panic", "session"].map(|reason| self.worker_restarts.with_label_values(&[model, reason])),
             image_errors: self.image_errors.clone(),
         }
     }
@@ -237,6 +265,12 @@ impl Metrics {
         self.fit_duration.with_label_values(&[model, method]).observe(time.as_secs_f64());
     }
 
+    /// Counts a change of a file, and says whether the file can be used.
+    pub fn reloaded(&self, file: &str, is_usable: bool) {
+        self.reloads.with_label_values(&[file, if is_usable { "ok" } else { "failed" }]).inc();
+        self.file_stale.with_label_values(&[file]).set(i64::from(!is_usable));
+    }
+
     /// Says which provider a model really uses.
     pub fn set_model(&self, model: &str, provider: &str) {
         self.model_info.with_label_values(&[model, provider]).set(1);
@@ -280,6 +314,9 @@ pub struct ModelMetrics {
     pub queue_depth: IntGauge,
     /// Images that can wait at once.
     pub queue_capacity: IntGauge,
+    /// Workers that have a session.
+    pub workers: IntGauge,
+    restarts: [IntCounter; 2],
     image_errors: IntCounterVec,
 }
 
@@ -293,6 +330,12 @@ impl ModelMetrics {
             Phase::Backbone => backbone,
             Phase::Head => head,
         }
+    }
+
+    /// Counts a worker that begins anew, after a panic or else because its session was broken.
+    pub fn worker_restarted(&self, after_panic: bool) {
+        let [panic, session] = &self.restarts;
+        if after_panic { panic } else { session }.inc();
     }
 
     /// Counts an image that could not be read.

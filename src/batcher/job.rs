@@ -56,6 +56,9 @@ pub enum BatchError {
         /// One failure answers every request of the batch.
         source: Arc<OnnxError>,
     },
+    /// No session works, and none could be made yet.
+    #[error("the model has no working session at the moment")]
+    Unavailable,
     /// The worker is gone: it panicked, or the server is shutting down.
     #[error("the worker stopped before it answered")]
     WorkerLost,

@@ -8,6 +8,8 @@
 //!   in images, for all that waits. When there is none left the request is refused at once.
 //! * A worker takes what waits, up to its share and the maximum. Requests for different heads, taus and versions are in
 //!   one batch: the backbone runs once, each distinct matrix product once, and only the `O(C)` part is each request's own.
+//! * A worker that panics, or whose session fails and does not work any more, begins anew with new sessions; while none
+//!   can be made it takes nothing, and without any worker left the model is not available.
 //! * A caller that hung up has dropped its reply: its images are skipped wherever they are.
 
 mod decode_pool;
@@ -16,7 +18,10 @@ mod scorers;
 mod worker;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,11 +31,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 pub use decode_pool::DecodePool;
 pub use job::{BatchError, HeadRequest, Output, Timing, Wanted};
 pub use scorers::ScorerPool;
-pub use worker::Backbone;
+pub use worker::{Backbone, Rebuild};
 
 use crate::{metrics::ModelMetrics, preprocess::Preprocessor};
 use job::{Answer, Input, Job};
-use worker::Worker;
+use worker::{Shared, Worker};
 
 /// Feature rows in one job: few enough to share the workers fairly, many enough for the matrix product.
 const FEATURE_ROWS_PER_JOB: usize = 64;
@@ -94,15 +99,17 @@ pub struct Batcher {
     preprocessor: Arc<Preprocessor>,
     metrics: ModelMetrics,
     n_workers: usize,
+    n_working: Arc<AtomicUsize>,
 }
 
 impl Batcher {
-    /// Starts one worker thread for each of `backbones`.
+    /// Starts one worker thread for each of `backbones`; `rebuild` makes another one for a worker whose own is broken.
     ///
     /// # Errors
     /// Those of starting a thread.
     pub fn start(
         backbones: Vec<Box<dyn Backbone>>,
+        rebuild: Rebuild,
         preprocessor: Preprocessor,
         decode_pool: DecodePool,
         limits: BatchLimits,
@@ -110,19 +117,28 @@ impl Batcher {
     ) -> std::io::Result<Self> {
         let (queue, jobs) = crossbeam_channel::unbounded();
         let n_workers = backbones.len();
+        let n_working = Arc::new(AtomicUsize::new(n_workers));
+        metrics.workers.set(i64::try_from(n_workers).unwrap_or(i64::MAX));
+        let shared =
+            Shared { n_workers, n_working: Arc::clone(&n_working), jobs, rebuild, limits, metrics: metrics.clone() };
         metrics.queue_capacity.set(i64::try_from(limits.queue_capacity).unwrap_or(i64::MAX));
         for (index, backbone) in backbones.into_iter().enumerate() {
-            let worker = Worker::new(index, n_workers, backbone, jobs.clone(), limits, metrics.clone());
+            let worker = Worker::new(index, backbone, shared.clone());
             std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
         }
         let places = Arc::new(Semaphore::new(limits.queue_capacity));
         let preprocessor = Arc::new(preprocessor);
-        Ok(Self { places, limits, queue, decode_pool, preprocessor, metrics, n_workers })
+        Ok(Self { places, limits, queue, decode_pool, preprocessor, metrics, n_workers, n_working })
     }
 
     /// How many workers, and so sessions, there are.
     pub fn n_workers(&self) -> usize {
         self.n_workers
+    }
+
+    /// Whether any of them has a session that works.
+    pub fn is_working(&self) -> bool {
+        self.n_working.load(Ordering::Acquire) > 0
     }
 
     /// How images become tensors.
@@ -148,7 +164,7 @@ impl Batcher {
     /// Runs a request through: all of its inputs are admitted, or none.
     ///
     /// # Errors
-    /// [`BatchError`]: the queue is full or could never hold so many, an image is unreadable, the deadline has passed, or a
+    /// [`BatchError`]: no session works, the queue is full or could never hold so many, an image is unreadable, the deadline has passed, or a
     /// worker failed.
     pub async fn run(&self, inputs: Inputs, wanted: Wanted, deadline: Instant) -> Result<Outputs, BatchError> {
         let mut places = self.admit(inputs.len())?;
@@ -184,6 +200,9 @@ impl Batcher {
     }
 
     fn admit(&self, n: usize) -> Result<OwnedSemaphorePermit, BatchError> {
+        if !self.is_working() {
+            return Err(BatchError::Unavailable);
+        }
         let capacity = self.limits.queue_capacity;
         let too_many = BatchError::TooManyImages { n, capacity };
         let wanted = match u32::try_from(n) {

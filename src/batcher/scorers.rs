@@ -62,6 +62,11 @@ impl TakenScorers {
         }
     }
 
+    /// Drops all of them: they may be broken.
+    pub(super) fn clear(&mut self) {
+        self.taken.clear();
+    }
+
     /// Drops the sessions whose heads are gone.
     pub(super) fn forget_dead(&mut self) {
         self.taken.retain(|_, (pool, _)| pool.strong_count() > 0);

@@ -1,12 +1,16 @@
 //! The thread that owns a backbone session, and the sessions of the heads.
 
 use std::{
+    error::Error,
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{
     BatchLimits,
@@ -34,16 +38,42 @@ impl Backbone for onnx::Backbone {
     }
 }
 
+/// Makes the session of a worker anew, warmed, when the one that it had is broken. Whatever fails is for the log.
+pub type Rebuild = Arc<dyn Fn() -> Result<Box<dyn Backbone>, Box<dyn Error + Send + Sync>> + Send + Sync>;
+
+/// After a session could not be made, the time until the next try; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What the workers of a model share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) n_workers: usize,
+    /// Of these, those that have a session.
+    pub(super) n_working: Arc<AtomicUsize>,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) rebuild: Rebuild,
+    pub(super) limits: BatchLimits,
+    pub(super) metrics: ModelMetrics,
+}
+
 pub(super) struct Worker {
     index: usize,
-    n_workers: usize,
+    shared: Shared,
     backbone: Box<dyn Backbone>,
     scorers: TakenScorers,
-    jobs: Receiver<Job>,
-    limits: BatchLimits,
-    metrics: ModelMetrics,
+    /// Whether the session is broken, as far as the last batch could tell.
+    is_broken: bool,
     pixels: Vec<f32>,
     logits: Vec<f64>,
+}
+
+/// Why a worker stops taking batches.
+enum Stop {
+    /// There will be no more.
+    NoMoreJobs,
+    /// Its session is broken.
+    Broken,
 }
 
 /// Jobs whose inputs go through together.
@@ -55,27 +85,111 @@ struct Group {
 }
 
 impl Worker {
-    pub(super) fn new(
-        index: usize,
-        n_workers: usize,
-        backbone: Box<dyn Backbone>,
-        jobs: Receiver<Job>,
-        limits: BatchLimits,
-        metrics: ModelMetrics,
-    ) -> Self {
+    pub(super) fn new(index: usize, backbone: Box<dyn Backbone>, shared: Shared) -> Self {
         let (scorers, pixels, logits) = (TakenScorers::default(), Vec::new(), Vec::new());
-        Self { index, n_workers, backbone, scorers, jobs, limits, metrics, pixels, logits }
+        Self { index, shared, backbone, scorers, is_broken: false, pixels, logits }
     }
 
     /// Works until the last sender is gone and the queue is empty.
+    ///
+    /// A panic drops the replies of its batch, which answers them. What panicked, or failed and does not work any more, is not
+    /// trusted with another batch: the worker begins anew with new sessions.
     pub(super) fn run(mut self) {
-        while let Ok(first) = self.jobs.recv() {
-            let batch = fill(&self.jobs, first, self.limits, self.n_workers);
-            // A panic drops the replies of the batch, which answers them; the next batch finds the worker here.
-            let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| self.process(batch)));
-            if outcome.is_err() {
-                tracing::error!(worker = self.index, "a batch panicked");
+        loop {
+            let after_panic = match std::panic::catch_unwind(AssertUnwindSafe(|| self.work())) {
+                Ok(Stop::NoMoreJobs) => return,
+                Ok(Stop::Broken) => false,
+                Err(_) => true,
+            };
+            let why = if after_panic { "it panicked" } else { "its session is broken" };
+            tracing::error!(worker = self.index, "worker {} begins anew: {why}", self.index);
+            self.shared.metrics.worker_restarted(after_panic);
+            if !self.begin_anew() {
+                return;
             }
+        }
+    }
+
+    fn work(&mut self) -> Stop {
+        while let Ok(first) = self.shared.jobs.recv() {
+            let batch = fill(&self.shared.jobs, first, self.shared.limits, self.shared.n_workers);
+            self.process(batch);
+            if self.is_broken {
+                return Stop::Broken;
+            }
+        }
+        Stop::NoMoreJobs
+    }
+
+    /// Makes new sessions, however often it has to try; says whether there is still something to do for them. What comes
+    /// meanwhile waits in the queue, until a try has failed.
+    fn begin_anew(&mut self) -> bool {
+        self.scorers.clear();
+        self.pixels = Vec::new();
+        let (mut counts, mut pause) = (true, FIRST_PAUSE);
+        loop {
+            let made = std::panic::catch_unwind(AssertUnwindSafe(|| (self.shared.rebuild)()));
+            match made.unwrap_or_else(|_| Err("it panicked".into())) {
+                Ok(backbone) => {
+                    self.backbone = backbone;
+                    self.is_broken = false;
+                    if !counts {
+                        self.set_working(true);
+                    }
+                    tracing::info!(worker = self.index, "worker {} has a new session", self.index);
+                    return true;
+                }
+                Err(error) => tracing::error!(worker = self.index, %error, "the session could not be made again"),
+            }
+            if std::mem::take(&mut counts) {
+                self.set_working(false);
+            }
+            if !self.rest(pause) {
+                return false;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Waits, and answers meanwhile what nobody else would; says whether there may be more of it.
+    fn rest(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            let now = Instant::now();
+            if until <= now {
+                return true;
+            }
+            if self.shared.n_working.load(Ordering::Acquire) > 0 {
+                // They are others' to take; and others may be gone a moment later.
+                std::thread::sleep((until - now).min(FIRST_PAUSE));
+                continue;
+            }
+            match self.shared.jobs.recv_timeout((until - now).min(FIRST_PAUSE)) {
+                Ok(job) => job.fail(BatchError::Unavailable),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn set_working(&self, is_working: bool) {
+        let n_working = if is_working {
+            self.shared.n_working.fetch_add(1, Ordering::AcqRel) + 1
+        } else {
+            self.shared.n_working.fetch_sub(1, Ordering::AcqRel) - 1
+        };
+        self.shared.metrics.workers.set(i64::try_from(n_working).unwrap_or(i64::MAX));
+    }
+
+    /// Looks whether the session still works on a black image, where it has failed on a batch: that may be the batch's fault.
+    fn find_out(&mut self, size: Option<(usize, usize)>, error: &OnnxError) {
+        if !error.is_of_the_session() {
+            return;
+        }
+        // A head's session is made again when it is needed.
+        self.scorers.clear();
+        if let Some((height, width)) = size {
+            self.is_broken = self.backbone.run(&vec![0.0; 3 * height * width], 1, height, width).is_err();
         }
     }
 
@@ -88,24 +202,33 @@ impl Worker {
 
     fn process_group(&mut self, group: Group) {
         let start = Instant::now();
-        self.metrics.batch_size.observe(group.n as f64);
+        self.shared.metrics.batch_size.observe(group.n as f64);
         for job in &group.jobs {
-            self.metrics.phase(Phase::Queue).observe(start.saturating_duration_since(job.queued_at).as_secs_f64());
+            self.shared
+                .metrics
+                .phase(Phase::Queue)
+                .observe(start.saturating_duration_since(job.queued_at).as_secs_f64());
         }
         let (features, backbone_time) = match self.features(&group) {
             Ok(features) => (features, start.elapsed()),
-            Err(error) => return fail_all(group, error),
+            Err(error) => {
+                self.find_out(group.size, &error);
+                return fail_all(group, error);
+            }
         };
         if group.size.is_some() {
-            self.metrics.phase(Phase::Backbone).observe(backbone_time.as_secs_f64());
+            self.shared.metrics.phase(Phase::Backbone).observe(backbone_time.as_secs_f64());
         }
         let head_start = Instant::now();
         let answers = match self.answers(&group, &features) {
             Ok(answers) => answers,
-            Err(error) => return fail_all(group, error),
+            Err(error) => {
+                self.find_out(group.size, &error);
+                return fail_all(group, error);
+            }
         };
         let head_time = head_start.elapsed();
-        self.metrics.phase(Phase::Head).observe(head_time.as_secs_f64());
+        self.shared.metrics.phase(Phase::Head).observe(head_time.as_secs_f64());
         for (job, rows) in group.jobs.into_iter().zip(answers) {
             let timing = Timing {
                 preprocess: job.preprocess,

@@ -1,7 +1,7 @@
 //! The command line: one file a subcommand.
 //!
 //! ```text
-//! serve      classify   extract   fit   evaluate   import   inspect
+//! serve      classify   extract   fit   evaluate   import   inspect   token
 //! model      loads a model without a server, through the same line that the server uses
 //! images     runs files through it, some at a time, in order
 //! fit_files  what fits and evaluations read: feature sets within a limit, heads, training counts
@@ -25,6 +25,7 @@ mod progress;
 mod reports;
 mod serve;
 mod text;
+mod token;
 mod whole_file;
 
 use std::process::ExitCode;
@@ -61,6 +62,9 @@ enum Command {
     /// Say what is in a model directory, a head file or a feature file
     #[command(after_help = inspect::NOTES)]
     Inspect(Box<inspect::InspectOptions>),
+    /// Make tokens for the callers of a server
+    #[command(subcommand)]
+    Token(token::TokenCommand),
 }
 
 /// Runs the command that the process was given: exit code 2 for wrong usage, 1 for a failure, with one line that says what
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Evaluate(options) => evaluate::run(&options),
         Command::Import(options) => import::run(&options),
         Command::Inspect(options) => inspect::run(&options),
+        Command::Token(command) => token::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

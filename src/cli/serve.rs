@@ -1,13 +1,14 @@
 //! `equipoise serve`.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 
+use super::failure::WrongUsage;
 use crate::{
     config::{ConfigError, ServeOptions},
-    server::Server,
+    server::{Listeners, Server},
     telemetry,
 };
 
@@ -15,14 +16,31 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     let options = options.with_file()?;
     telemetry::init(options.log_format.unwrap_or_default(), options.log.as_deref().unwrap_or("info"))
         .context("--log")?;
-    let config = options.resolve().map_err(|error: ConfigError| anyhow::Error::from(error))?;
-    let listen = config.listen;
+    let config = options.resolve().map_err(|error: ConfigError| match error {
+        error if error.is_wrong_usage() => WrongUsage(error.to_string()).into(),
+        error => anyhow::Error::from(error),
+    })?;
+    let (listen, admin_listen) = (config.listen, config.admin_listen);
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let server = Arc::new(Server::new(config)?);
-        let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-        let address = listener.local_addr()?;
-        tracing::info!(%address, "listening on http://{address}");
+        let public = bind(listen).await?;
+        let admin = match admin_listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        let address = public.local_addr()?;
+        match admin.as_ref().map(TcpListener::local_addr).transpose()? {
+            None => tracing::info!(%address, "listening on {scheme}://{address}"),
+            Some(admin) => tracing::info!(
+                %address, admin_address = %admin,
+                "listening on {scheme}://{address} and, with the admin API, on {scheme}://{admin}"
+            ),
+        }
+        if server.has_files() {
+            tokio::spawn(reload_on_hangup(Arc::clone(&server)));
+        }
 
         // Requests are answered (with 503) while the models are loaded; a model that cannot be loaded ends the process.
         let loading = tokio::task::spawn_blocking({
@@ -38,9 +56,32 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
         };
         tokio::select! {
             error = failed => Err(error),
-            () = server.serve(listener, shutdown_signal()) => Ok(()),
+            () = server.serve(Listeners { public, admin }, shutdown_signal()) => Ok(()),
         }
     })
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Looks at the files of tokens and certificates at each SIGHUP. Without such files the signal ends the process, as the
+/// closing of a terminal should.
+async fn reload_on_hangup(server: Arc<Server>) {
+    #[cfg(unix)]
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
+        Ok(mut hangup) => {
+            while hangup.recv().await.is_some() {
+                let server = Arc::clone(&server);
+                if let Err(error) = tokio::task::spawn_blocking(move || server.reload()).await {
+                    tracing::error!(%error, "the files of tokens and certificates could not be looked at");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "SIGHUP does nothing; changed files are found all the same"),
+    }
+    #[cfg(not(unix))]
+    drop(server);
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C. A second one ends the process at once.

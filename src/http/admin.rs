@@ -212,7 +212,9 @@ pub(super) fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {
 pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
+    // What is logged there is this request's, and says who asked.
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
         Ok(done) => done.map_err(Into::into),
         Err(error) => Err(ApiError::Internal(error.to_string())),
     }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App, AppState,
+    access::Allowance,
     body::{self, InputsForm},
     error::ApiError,
     layers::Arrived,
@@ -26,10 +27,12 @@ pub(super) async fn classify(
     Extension(arrived): Extension<Arrived>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
+    allowance: Allowance,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(&app, app.registry.model(Some(&name))?, arrived, query, headers, body).await
+    let model = app.registry.model(Some(&name))?;
+    answer(&app, model, Question { arrived, query, allowance, headers, body }).await
 }
 
 /// `POST /v1/classify`: the same on the default model.
@@ -37,26 +40,31 @@ pub(super) async fn classify_default(
     State(app): AppState,
     Extension(arrived): Extension<Arrived>,
     RawQuery(query): RawQuery,
+    allowance: Allowance,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(&app, app.registry.model(None)?, arrived, query, headers, body).await
+    answer(&app, app.registry.model(None)?, Question { arrived, query, allowance, headers, body }).await
 }
 
-async fn answer(
-    app: &App,
-    model: &Model,
-    Arrived(start): Arrived,
+struct Question {
+    arrived: Arrived,
     query: Option<String>,
+    allowance: Allowance,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, ApiError> {
+}
+
+async fn answer(app: &App, model: &Model, question: Question) -> Result<Response, ApiError> {
+    let Question { arrived: Arrived(start), query, allowance, headers, body } = question;
     let choice: HeadChoice = parse_query(query.as_deref())?;
     let (heads, requests) = choose_heads(model, &choice)?;
     let form = InputsForm::of(&headers)?;
     let deadline = deadline(app, &headers, start)?;
+    allowance.look()?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
     let inputs = form.parse(&headers, body, model.feature_dim()).await?;
+    allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
     Ok(Json(ClassifyResponse::new(model, &heads, outputs, start)).into_response())
 }

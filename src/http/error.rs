@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{batcher::BatchError, dataset::FeatureSetError, jobs::JobError, registry::RegistryError};
+use crate::{access::Role, batcher::BatchError, dataset::FeatureSetError, jobs::JobError, registry::RegistryError};
 
 /// Why a request is not answered as asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -67,6 +67,26 @@ pub(crate) enum ApiError {
     /// A wrong token.
     #[error("the token is wrong")]
     Forbidden,
+    /// A token that is not good for this.
+    #[error("this needs the role `{needed}`, and the token has a smaller one")]
+    RoleTooSmall {
+        /// What it needs.
+        needed: Role,
+    },
+    /// More images in a while than the caller may send.
+    #[error("more images than this caller may send: try again in {seconds} s")]
+    RateLimited {
+        /// Until there is room.
+        seconds: u64,
+    },
+    /// More images at once than any caller may send.
+    #[error("the request has {n} images, and a caller may send {burst} at once")]
+    BeyondBurst {
+        /// Images in the request.
+        n: usize,
+        /// Images at once.
+        burst: u32,
+    },
     /// A handler panicked.
     #[error("the server failed on this request")]
     Internal(String),
@@ -115,6 +135,9 @@ impl ApiError {
             Self::Multipart(_) => (S::BAD_REQUEST, "invalid_multipart"),
             Self::Unauthorized => (S::UNAUTHORIZED, "unauthorized"),
             Self::Forbidden => (S::FORBIDDEN, "forbidden"),
+            Self::RoleTooSmall { .. } => (S::FORBIDDEN, "role_too_small"),
+            Self::RateLimited { .. } => (S::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::BeyondBurst { .. } => (S::PAYLOAD_TOO_LARGE, "too_many_images"),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal"),
             Self::Batch(error) => match error {
                 BatchError::QueueFull { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
@@ -123,6 +146,7 @@ impl ApiError {
                 BatchError::NotFinite { .. } => (S::UNPROCESSABLE_ENTITY, "not_finite"),
                 BatchError::DeadlineExceeded => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
                 BatchError::Model { .. } => (S::INTERNAL_SERVER_ERROR, "model_failed"),
+                BatchError::Unavailable => (S::SERVICE_UNAVAILABLE, "model_unavailable"),
                 BatchError::WorkerLost => (S::INTERNAL_SERVER_ERROR, "worker_lost"),
             },
             Self::Job(error) => match &**error {
@@ -171,11 +195,14 @@ impl ApiError {
     pub(super) fn rejection(&self) -> Option<&'static str> {
         match self {
             Self::Batch(BatchError::QueueFull { .. } | BatchError::TooManyImages { .. })
-            | Self::Batch(BatchError::DeadlineExceeded)
+            | Self::Batch(BatchError::DeadlineExceeded | BatchError::Unavailable)
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow
             | Self::Unauthorized
-            | Self::Forbidden => Some(self.status_and_code().1),
+            | Self::Forbidden
+            | Self::RoleTooSmall { .. }
+            | Self::RateLimited { .. }
+            | Self::BeyondBurst { .. } => Some(self.status_and_code().1),
             Self::Job(error) => match **error {
                 JobError::QueueFull { .. } | JobError::TooManyEvaluations { .. } | JobError::Stopping => {
                     Some(self.status_and_code().1)
@@ -221,7 +248,21 @@ impl ApiError {
     /// This error under `/v2`, in the form of that protocol.
     pub(super) fn into_v2_response(self) -> Response {
         let (status, _) = self.status_and_code();
-        with_headers(status, (status, Json(json!({ "error": self.detail() }))).into_response())
+        self.with_headers(status, (status, Json(json!({ "error": self.detail() }))).into_response())
+    }
+
+    /// Adds the headers that belong to a status.
+    fn with_headers(&self, status: StatusCode, mut response: Response) -> Response {
+        let mut set = |name: HeaderName, value: HeaderValue| {
+            response.headers_mut().insert(name, value);
+        };
+        match (status, self) {
+            (_, Self::RateLimited { seconds }) => set(header::RETRY_AFTER, HeaderValue::from(*seconds)),
+            (StatusCode::SERVICE_UNAVAILABLE, _) => set(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            (StatusCode::UNAUTHORIZED, _) => set(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            _ => {}
+        }
+        response
     }
 }
 
@@ -235,23 +276,10 @@ impl IntoResponse for ApiError {
             "detail": self.detail(),
             "code": code,
         });
-        let mut response = with_headers(status, (status, Json(problem)).into_response());
+        let mut response = self.with_headers(status, (status, Json(problem)).into_response());
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         // For the layer that counts and logs.
         response.extensions_mut().insert(self);
         response
     }
-}
-
-/// Adds the headers that belong to a status.
-fn with_headers(status: StatusCode, mut response: Response) -> Response {
-    let mut set = |name: HeaderName, value: &'static str| {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    };
-    match status {
-        StatusCode::SERVICE_UNAVAILABLE => set(header::RETRY_AFTER, "1"),
-        StatusCode::UNAUTHORIZED => set(header::WWW_AUTHENTICATE, "Bearer"),
-        _ => {}
-    }
-    response
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     AppState,
+    access::Allowance,
     body::{self, InputsForm},
     classify::deadline,
     error::ApiError,
@@ -34,14 +35,17 @@ pub(super) async fn features(
     State(app): AppState,
     Extension(Arrived(start)): Extension<Arrived>,
     Path(name): Path<String>,
+    allowance: Allowance,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let model = app.registry.model(Some(&name))?;
     let form = InputsForm::of(&headers)?;
     let deadline = deadline(&app, &headers, start)?;
+    allowance.look()?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
     let inputs = form.parse(&headers, body, model.feature_dim()).await?;
+    allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Features, deadline).await?;
     let rows = outputs.rows.into_iter().filter_map(|output| match output {
         Output::Features(row) => Some(row),

@@ -18,13 +18,14 @@ use serde_json::{Map, Value, json, value::RawValue};
 use tokio::sync::watch;
 
 use super::{
-    AppState,
+    AppState, Caller,
     admin::{blocking, json_body},
     body::present,
     error::ApiError,
     layers::Arrived,
 };
 use crate::{
+    access::Role,
     heads::HeadKind,
     jobs::{
         FitJob, FitProgress, FitRecord, FitRequest, FitState, FitTiming, PublishPolicy, ReportSummary, ValidationChoice,
@@ -144,6 +145,7 @@ impl ValidationBody {
 pub(super) async fn submit(
     State(app): AppState,
     Extension(arrived): Extension<Arrived>,
+    caller: Caller,
     Path(model): Path<String>,
     headers: HeaderMap,
     body: Body,
@@ -151,6 +153,9 @@ pub(super) async fn submit(
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let FitBody { method, feature_set, head, base, validation, publish, params } =
         json_body(&app, arrived, &headers, body).await?;
+    if publish != PublishPolicy::Never {
+        caller.needs(Role::Admin)?;
+    }
     let validation = validation.map(ValidationBody::choice).transpose()?;
     let request = FitRequest { method, feature_set, head, base, validation, publish, params };
     let name = model.name().to_owned();

@@ -1,4 +1,4 @@
-//! What is done for every request: an id, counting, timing, logging, and the door of the admin API.
+//! What is done for every request: an id, counting, timing, logging.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -16,11 +16,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use subtle::ConstantTimeEq;
 use tracing::Instrument;
 
 use super::{App, AppState, body::SharedBody, error::ApiError};
-use crate::heads::Digest;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A longer one is replaced: it goes into every line of the log.
@@ -61,7 +59,8 @@ pub(super) async fn observe(State(app): AppState, mut request: Request, next: Ne
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let is_v2 = request.uri().path().starts_with("/v2");
     let span = tracing::info_span!(
-        "request", id = id.to_str().unwrap_or_default(), %method, route = %route
+        "request", id = id.to_str().unwrap_or_default(), %method, route = %route,
+        caller = tracing::field::Empty, role = tracing::field::Empty
     );
     request.extensions_mut().insert(Arrived(start));
     let (parts, body) = request.into_parts();
@@ -120,21 +119,4 @@ pub(super) async fn catch_panics(request: Request, next: Next) -> Response {
         let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         ApiError::Internal(message).into_response()
     })
-}
-
-/// Lets only the bearer of the admin token through: 401 without a token, 403 with a wrong one.
-pub(super) async fn require_admin(State(app): AppState, request: Request, next: Next) -> Response {
-    let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = value.and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    match token {
-        None | Some("") => ApiError::Unauthorized.into_response(),
-        // Digests of equal length: the comparison tells nothing of the token, nor of its length.
-        Some(token) if bool::from(Digest::of(token.as_bytes()).as_bytes().ct_eq(app.admin_token.as_bytes())) => {
-            next.run(request).await
-        }
-        Some(_) => ApiError::Forbidden.into_response(),
-    }
 }

@@ -1,5 +1,6 @@
 //! The edge: the URL space on one page, and nothing of it anywhere else.
 
+mod access;
 mod admin;
 mod body;
 mod classify;
@@ -23,10 +24,20 @@ use std::{
 
 use axum::{
     Router,
-    routing::{any, get, post, put},
+    routing::{get, post, put},
 };
 
-use crate::{heads::Digest, jobs::FitJobs, metrics::Metrics, registry::Registry};
+pub(crate) use access::Caller;
+pub(crate) use access::Peer;
+pub use access::{NEEDS, Need};
+
+use crate::{
+    access::{Access, RateLimiter},
+    config::{Config, RateLimit},
+    jobs::FitJobs,
+    metrics::Metrics,
+    registry::Registry,
+};
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +59,14 @@ pub struct App {
     pub jobs: FitJobs,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// The digest of the admin token; the token itself is not kept.
-    pub admin_token: Digest,
+    /// The tokens that are known.
+    pub access: Access,
+    /// Whether inference needs one.
+    pub requires_auth: bool,
+    /// What each caller may send.
+    pub rate_limiter: Option<RateLimiter>,
+    /// Proxies whose word on the client's address is taken.
+    pub trusted_proxies: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
     /// From a request's head to its answer.
@@ -59,20 +76,18 @@ pub struct App {
 
 impl App {
     /// An app that is loading.
-    pub fn new(
-        metrics: Arc<Metrics>,
-        jobs: FitJobs,
-        admin_token: &str,
-        max_body_bytes: usize,
-        max_request_time: Duration,
-    ) -> Self {
+    pub fn new(config: &Config, metrics: Arc<Metrics>, jobs: FitJobs, access: Access) -> Self {
+        let limiter = |limit: RateLimit| RateLimiter::new(limit.images_per_second, limit.burst);
         Self {
             registry: Registry::default(),
             jobs,
             metrics,
-            admin_token: Digest::of(admin_token.as_bytes()),
-            max_body_bytes,
-            max_request_time,
+            access,
+            requires_auth: config.require_auth,
+            rate_limiter: config.rate_limit.map(limiter),
+            trusted_proxies: config.trust_forwarded_for,
+            max_body_bytes: config.max_body_bytes,
+            max_request_time: config.max_request_time,
             phase: AtomicU8::new(0),
         }
     }
@@ -94,7 +109,12 @@ impl App {
             Phase::Draining => 2,
         };
         self.phase.fetch_max(number, Ordering::AcqRel);
-        self.metrics.ready.set(i64::from(self.phase() == Phase::Ready));
+        self.metrics.ready.set(i64::from(self.is_ready()));
+    }
+
+    /// Whether requests should be sent: the models are loaded, and each of them has a session that works.
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready && self.registry.models().all(|model| model.batcher().is_working())
     }
 }
 
@@ -125,9 +145,8 @@ pub const ROUTES: [(&str, &[&str]); 21] = [
     ("/admin/v1/models/{model}/fits/{id}/publish", &["POST"]),
 ];
 
-/// The router of [`ROUTES`].
-pub fn router(app: Arc<App>) -> Router {
-    let admin_only = axum::middleware::from_fn_with_state(Arc::clone(&app), layers::require_admin);
+/// The router of [`ROUTES`]; without `with_admin` of those that are not below `/admin`.
+pub fn router(app: Arc<App>, with_admin: bool) -> Router {
     let admin = Router::new()
         .route("/v1/models/{model}/heads", get(admin::list_heads))
         .route(
@@ -141,11 +160,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{model}/fits", get(fits::list).post(fits::submit))
         .route("/v1/models/{model}/fits/{id}", get(fits::show).delete(fits::cancel))
         .route("/v1/models/{model}/fits/{id}/events", get(fits::events))
-        .route("/v1/models/{model}/fits/{id}/publish", post(fits::publish))
-        .fallback(ops::not_found)
-        .method_not_allowed_fallback(ops::method_not_allowed)
-        .layer(admin_only.clone());
-    Router::new()
+        .route("/v1/models/{model}/fits/{id}/publish", post(fits::publish));
+    let router = Router::new()
         .route("/v1/classify", post(classify::classify_default))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{model}", get(models::show))
@@ -156,12 +172,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(ops::metrics))
         .route("/openapi.json", get(ops::openapi))
         .route("/docs", get(ops::docs))
-        .route("/", get(ops::root))
-        .nest("/admin", admin)
-        // The nested router does not see this one.
-        .route("/admin/", any(ops::not_found).layer(admin_only))
+        .route("/", get(ops::root));
+    let door = access::Door { app: Arc::clone(&app), has_admin: with_admin };
+    let router = if with_admin { router.nest("/admin", admin) } else { router };
+    router
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(door, access::authorize))
         .layer(axum::middleware::from_fn(layers::catch_panics))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), layers::observe))
         .with_state(app)

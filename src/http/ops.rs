@@ -15,14 +15,17 @@ pub(super) async fn livez() -> Json<serde_json::Value> {
     Json(json!({ "status": "live" }))
 }
 
-/// `GET /readyz`: 200 when requests may be sent, 503 while loading and once draining.
+/// `GET /readyz`: 200 when requests may be sent, 503 while loading, while a model has no session that works, and once
+/// draining.
 pub(super) async fn readyz(State(app): AppState) -> Response {
-    let (status, text) = match app.phase() {
-        Phase::Ready => return Json(json!({ "status": "ready" })).into_response(),
-        Phase::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
-        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let text = match app.phase() {
+        Phase::Ready if app.is_ready() => return Json(json!({ "status": "ready" })).into_response(),
+        Phase::Ready => "failing",
+        Phase::Loading => "loading",
+        Phase::Draining => "draining",
     };
-    (status, [(header::RETRY_AFTER, "1")], Json(json!({ "status": text }))).into_response()
+    let retry = [(header::RETRY_AFTER, "1")];
+    (StatusCode::SERVICE_UNAVAILABLE, retry, Json(json!({ "status": text }))).into_response()
 }
 
 /// `GET /metrics`, in Prometheus's text format.
@@ -30,6 +33,7 @@ pub(super) async fn metrics(State(app): AppState) -> Result<Response, ApiError> 
     for model in app.registry.models() {
         model.batcher().observe_queue();
     }
+    app.metrics.ready.set(i64::from(app.is_ready()));
     let text = app.metrics.render().map_err(|error| ApiError::Internal(error.to_string()))?;
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())

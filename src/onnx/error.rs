@@ -155,6 +155,11 @@ pub enum OnnxError {
 }
 
 impl OnnxError {
+    /// Whether the session may be broken: what is wrong with the numbers is wrong in any session.
+    pub fn is_of_the_session(&self) -> bool {
+        matches!(self, Self::Run { .. } | Self::OutputShape { .. })
+    }
+
     /// Whether another device might do better: what is wrong with a file is wrong everywhere.
     pub(super) fn is_of_the_device(&self) -> bool {
         matches!(self, Self::Load { .. } | Self::DeviceUnused { .. } | Self::Run { .. })

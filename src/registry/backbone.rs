@@ -1,12 +1,16 @@
 //! The sessions of a backbone, also of one that has to be cut off a whole classifier first.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use super::{HeadOrigin, LoadError, LoadOptions, ModelDirectory, load::DeclaredFile};
 use crate::{
     batcher::Backbone,
     heads::{FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
-    onnx::{self, CutClassifier, OnnxError, cut_classifier},
+    onnx::{self, CutClassifier, OnnxError, SessionOptions, cut_classifier},
     preprocess::Preprocessor,
 };
 
@@ -15,6 +19,8 @@ pub(super) struct LoadedBackbones {
     sessions: Vec<onnx::Backbone>,
     pub(super) feature_dim: usize,
     pub(super) provider: onnx::Provider,
+    /// Whether they are what was left of a classifier.
+    pub(super) is_cut: bool,
 }
 
 /// The backbone, or what is left of a whole classifier once its last layer is cut off and put among the head files.
@@ -62,7 +68,7 @@ pub(super) fn load_backbones(
         };
         sessions.push(session.map_err(failed)?);
     }
-    Ok(LoadedBackbones { sessions, feature_dim, provider })
+    Ok(LoadedBackbones { sessions, feature_dim, provider, is_cut: cut.is_some() })
 }
 
 /// The head file of a classifier's last layer: the same layer gives the same bytes.
@@ -108,17 +114,83 @@ pub(super) fn warm_up(
         {
             return Err(LoadError::ImageSize { height, width, expected_height, expected_width });
         }
-        let size = match (given, session.input_size()) {
-            (Some(size), _) => Some(size),
-            (None, (Some(height), Some(width))) => Some((height, width)),
-            (None, _) => None,
-        };
-        if let Some((height, width)) = size {
-            session
-                .warm_up(&[1, options.limits.max_batch_size], height, width)
-                .map_err(|source| LoadError::Backbone { path: directory.backbone.clone(), source })?;
-        }
+        warm_up_session(&mut session, given, options.limits.max_batch_size)
+            .map_err(|source| LoadError::Backbone { path: directory.backbone.clone(), source })?;
         sessions.push(Box::new(session));
     }
     Ok(sessions)
+}
+
+/// Runs a session once at each batch size, if it is known of which size the images are.
+fn warm_up_session(
+    session: &mut onnx::Backbone,
+    given: Option<(usize, usize)>,
+    max_batch_size: usize,
+) -> Result<(), OnnxError> {
+    let size = match (given, session.input_size()) {
+        (Some(size), _) => Some(size),
+        (None, (Some(height), Some(width))) => Some((height, width)),
+        (None, _) => None,
+    };
+    size.map_or(Ok(()), |(height, width)| session.warm_up(&[1, max_batch_size], height, width))
+}
+
+/// What a session is made of again while the model serves.
+pub(super) struct BackboneSource {
+    path: PathBuf,
+    is_cut: bool,
+    /// When the file was written, and how long it is: another model must not take the place of the one that serves.
+    stamp: (SystemTime, u64),
+    session: SessionOptions,
+    image_size: Option<(usize, usize)>,
+    max_batch_size: usize,
+}
+
+impl BackboneSource {
+    pub(super) fn new(
+        directory: &ModelDirectory,
+        (is_cut, provider): (bool, onnx::Provider),
+        preprocessor: &Preprocessor,
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let path = directory.backbone.clone();
+        Ok(Self {
+            stamp: stamp(&path)?,
+            path,
+            is_cut,
+            // Where it runs now, and nowhere else.
+            session: SessionOptions { device: provider.into(), ..options.session.clone() },
+            image_size: preprocessor.output_size(),
+            max_batch_size: options.limits.max_batch_size,
+        })
+    }
+
+    /// A session, warmed.
+    pub(super) fn make(&self) -> Result<onnx::Backbone, LoadError> {
+        let path = &self.path;
+        let failed = |source: OnnxError| LoadError::Backbone { path: path.clone(), source };
+        if stamp(path)? != self.stamp {
+            return Err(LoadError::BackboneChanged { path: path.clone() });
+        }
+        let mut session = if self.is_cut {
+            let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+            let cut = cut_classifier(&bytes, path.parent()).map_err(|source| LoadError::Cut {
+                path: path.clone(),
+                feature_dim: 0,
+                found_dim: 0,
+                source: Box::new(source),
+            })?;
+            onnx::Backbone::load(&cut.backbone, path.parent(), &self.session)
+        } else {
+            onnx::Backbone::load_file(path, &self.session)
+        }
+        .map_err(failed)?;
+        warm_up_session(&mut session, self.image_size, self.max_batch_size).map_err(failed)?;
+        Ok(session)
+    }
+}
+
+fn stamp(path: &Path) -> Result<(SystemTime, u64), LoadError> {
+    let stamp = std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len())));
+    stamp.map_err(|source| LoadError::Read { path: path.to_owned(), source })
 }

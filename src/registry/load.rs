@@ -11,13 +11,13 @@ use arc_swap::ArcSwap;
 use super::{
     DerivedSpec, DirectoryError, FeatureSetQuota, HeadId, HeadOrigin, HeadSource, Model, ModelDirectory, ModelState,
     PublishedHead, RegistryError, Series, StateDir, StateError,
-    backbone::{load_backbones, warm_up},
+    backbone::{BackboneSource, load_backbones, warm_up},
     manifest::{self, Manifest, ManifestSeries, ManifestVersion},
     model::HeadBuilder,
     store::ModelStore,
 };
 use crate::{
-    batcher::{Backbone, BatchLimits, Batcher, DecodePool},
+    batcher::{Backbone, BatchLimits, Batcher, DecodePool, Rebuild},
     dataset::Shot,
     heads::{HeadFile, HeadFileError, Settings},
     metrics::Metrics,
@@ -90,6 +90,12 @@ pub enum LoadError {
         /// Why.
         source: OnnxError,
     },
+    /// The backbone's file is not the one that was loaded.
+    #[error("{path}: it has changed since it was loaded, and only a restart takes another backbone", path = path.display())]
+    BackboneChanged {
+        /// The ONNX file.
+        path: PathBuf,
+    },
     /// The file is no backbone that fits the heads, and no classifier that can be cut either.
     #[error("{path}: it gives {found_dim} features and the heads take {feature_dim}; nor can it be cut as a whole classifier: {source}", path = path.display())]
     Cut {
@@ -149,14 +155,16 @@ pub fn load_model(directory: &ModelDirectory, options: &LoadOptions) -> Result<M
 pub fn load_model_with(
     directory: &ModelDirectory,
     options: &LoadOptions,
-    wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone>,
+    wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone> + Send + Sync + 'static,
 ) -> Result<Model, LoadError> {
     let mut files = read_head_files(directory)?;
     let backbones = load_backbones(directory, &mut files, options)?;
     let preprocessor = Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())
         .map_err(|source| LoadError::Preprocess { path: directory.path.join("model.toml"), source })?;
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
-    let sessions: Vec<_> = warm_up(directory, backbones, &preprocessor, options)?.into_iter().map(wrap).collect();
+    let source = BackboneSource::new(directory, (backbones.is_cut, provider), &preprocessor, options)?;
+    let sessions: Vec<_> = warm_up(directory, backbones, &preprocessor, options)?.into_iter().map(&wrap).collect();
+    let rebuild: Rebuild = Arc::new(move || Ok(wrap(Box::new(source.make()?))));
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;
     let previous = match &store {
@@ -189,7 +197,8 @@ pub fn load_model_with(
     }
 
     let model_metrics = options.metrics.of_model(&directory.name);
-    let batcher = Batcher::start(sessions, preprocessor, options.decode_pool.clone(), options.limits, model_metrics)
+    let decode_pool = options.decode_pool.clone();
+    let batcher = Batcher::start(sessions, rebuild, preprocessor, decode_pool, options.limits, model_metrics)
         .map_err(LoadError::Thread)?;
     let shots = match &directory.train_counts {
         Some(counts) => counts.iter().map(|&count| Shot::of(count)).collect(),

@@ -13,7 +13,7 @@ use equipoise::{
     http::Phase,
     onnx::{Features, OnnxError},
     registry::{ModelDirectory, load_model_with},
-    server::{Server, ServerError, load_options},
+    server::{Listeners, Server, ServerError, load_options},
 };
 use reqwest::{
     Body, Method, RequestBuilder,
@@ -134,7 +134,11 @@ impl Setup {
         let config = self.resolve();
         let options = load_options(&config, Arc::clone(&app.server.app().metrics), None).unwrap();
         let directory = ModelDirectory::read(&config.models[0]).unwrap();
-        let model = load_model_with(&directory, &options, |backbone| stand_in.around(backbone)).unwrap();
+        let around = {
+            let stand_in = stand_in.clone();
+            move |backbone| stand_in.around(backbone)
+        };
+        let model = load_model_with(&directory, &options, around).unwrap();
         app.server.app().registry.fill(vec![Arc::new(model)]);
         app.server.app().enter(Phase::Ready);
         app
@@ -145,6 +149,8 @@ impl Setup {
 pub(crate) struct TestApp {
     /// `http://127.0.0.1:PORT`
     pub(crate) url: String,
+    /// The same of the listener of the admin API, if it has its own.
+    pub(crate) admin_url: Option<String>,
     pub(crate) server: Arc<Server>,
     client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
@@ -171,6 +177,7 @@ pub(crate) fn shared() -> &'static TestApp {
 impl TestApp {
     fn listen(setup: &Setup, server: Server) -> Self {
         let server = Arc::new(server);
+        let has_admin = setup.resolve().admin_listen.is_some();
         let (stop, stopped) = oneshot::channel();
         let (send_url, url) = std::sync::mpsc::channel();
         let thread = std::thread::spawn({
@@ -179,15 +186,18 @@ impl TestApp {
                 let runtime =
                     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
                 runtime.block_on(async {
-                    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                    send_url.send(format!("http://{}", listener.local_addr().unwrap())).unwrap();
-                    server.serve(listener, async { drop(stopped.await) }).await;
+                    let bind = || tokio::net::TcpListener::bind("127.0.0.1:0");
+                    let public = bind().await.unwrap();
+                    let admin = if has_admin { Some(bind().await.unwrap()) } else { None };
+                    let url = |listener: &tokio::net::TcpListener| format!("http://{}", listener.local_addr().unwrap());
+                    send_url.send((url(&public), admin.as_ref().map(url))).unwrap();
+                    server.serve(Listeners { public, admin }, async { drop(stopped.await) }).await;
                 });
             }
         });
-        let url = url.recv().unwrap();
+        let (url, admin_url) = url.recv().unwrap();
         let state = Arc::clone(&setup.state);
-        Self { url, server, client: client(), stop: Some(stop), thread: Some(thread), _state: state }
+        Self { url, admin_url, server, client: client(), stop: Some(stop), thread: Some(thread), _state: state }
     }
 
     /// Tells it to shut down, as a signal does.
@@ -339,8 +349,9 @@ impl Answer {
             assert!(problem[field].as_str().is_some_and(|text| !text.is_empty()), "{field} of {problem}");
         }
         assert_eq!(problem.as_object().unwrap().len(), 5, "{problem}");
-        assert_eq!(self.header("retry-after").is_some(), status == 503);
-        if status == 503 {
+        let is_for_now = [429, 503].contains(&status);
+        assert_eq!(self.header("retry-after").is_some(), is_for_now);
+        if is_for_now {
             assert!(self.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
         }
         assert_eq!(self.header("www-authenticate"), (status == 401).then_some("Bearer"));
@@ -417,7 +428,10 @@ pub(crate) fn multipart(files: &[Vec<u8>]) -> (String, Vec<u8>) {
 /// What happens in a run of a backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// The numbers are no features.
     Fail,
+    /// The session is broken, and stays so until another one is made.
+    Break,
     Panic,
 }
 
@@ -469,7 +483,7 @@ impl StandIn {
     }
 
     fn around(&self, inner: Box<dyn Backbone>) -> Box<dyn Backbone> {
-        struct Held(Box<dyn Backbone>, StandIn);
+        struct Held(Box<dyn Backbone>, StandIn, bool);
         impl Backbone for Held {
             fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
                 let (orders, changed) = &*self.1.orders;
@@ -482,13 +496,15 @@ impl StandIn {
                 }
                 let fault = orders.fault.filter(|(run, _)| *run == number).map(|(_, fault)| fault);
                 drop(orders);
+                self.2 |= fault == Some(Fault::Break);
                 match fault {
-                    None => self.0.run(pixels, n, height, width),
+                    _ if self.2 => Err(OnnxError::OutputShape { found: vec![], n, feature_dim: DIM }),
+                    Some(Fault::Break) | None => self.0.run(pixels, n, height, width),
                     Some(Fault::Fail) => Features::from_host(vec![f32::NAN; n * DIM], n, DIM),
                     Some(Fault::Panic) => panic!("the backbone panics, as the test told it to"),
                 }
             }
         }
-        Box::new(Held(inner, self.clone()))
+        Box::new(Held(inner, self.clone(), false))
     }
 }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use equipoise::http::ROUTES;
-use serde_json::Value;
+use equipoise::{
+    access::Role,
+    http::{NEEDS, Need, ROUTES},
+};
+use serde_json::{Value, json};
 
 const OPENAPI: &str = include_str!("../../src/http/openapi.json");
 const PAGE: &str = include_str!("../../src/http/docs.html");
@@ -113,11 +116,42 @@ fn every_path_parameter_is_declared() {
 }
 
 #[test]
-fn admin_routes_ask_for_the_token_and_no_others_do() {
-    for (path, item) in openapi()["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap() {
-            assert_eq!(operation.get("security").is_some(), path.starts_with("/admin/"), "{method} {path}");
+fn every_route_says_once_what_it_asks_of_its_caller() {
+    let routed: Vec<(&str, &str)> =
+        ROUTES.iter().flat_map(|(path, methods)| methods.iter().map(|method| (*method, *path))).collect();
+    let with_needs: Vec<(&str, &str)> = NEEDS.iter().map(|(method, path, _)| (*method, *path)).collect();
+    for route in &routed {
+        assert_eq!(with_needs.iter().filter(|with| *with == route).count(), 1, "{route:?} in NEEDS");
+    }
+    assert_eq!(with_needs.len(), routed.len());
+    for (method, path, need) in NEEDS {
+        assert_eq!(matches!(need, Need::Always(_)), path.starts_with("/admin/"), "{method} {path}");
+    }
+}
+
+#[test]
+fn openapi_the_page_and_the_guide_say_what_every_route_asks_of_its_caller() {
+    let api = openapi();
+    for (method, path, need) in NEEDS {
+        let security = &api["paths"][path][method.to_lowercase()]["security"];
+        let (expected, on_page, in_guide) = match need {
+            Need::Nothing => (Value::Null, None, "everybody".to_owned()),
+            Need::IfClosed(role) => {
+                (json!([{}, { "token": [role.as_str()] }]), None, format!("everybody, or `{role}`"))
+            }
+            Need::Always(role) => {
+                (json!([{ "token": [role.as_str()] }]), Some(format!("({role})")), format!("`{role}`"))
+            }
+        };
+        assert_eq!(*security, expected, "{method} {path}");
+        let row = format!("<tr><td>{method}</td><td class=\"path mono\">{path}</td>");
+        let row = PAGE.lines().find(|line| line.starts_with(&row)).unwrap();
+        for role in Role::ALL {
+            let said = format!("({role})");
+            assert_eq!(row.contains(&said), on_page.as_ref() == Some(&said), "{row}");
         }
+        let row = API_GUIDE.lines().find(|line| line.starts_with(&format!("| `{method} {path}` |"))).unwrap();
+        assert!(row.ends_with(&format!("| {in_guide} |")), "{row}");
     }
 }
 

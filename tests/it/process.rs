@@ -7,6 +7,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use equipoise::access::{Role, append_token, new_token};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -151,7 +152,48 @@ async fn the_token_never_appears_in_the_log() {
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
     assert!(log.contains("changed the settings of head `tau`") && log.contains("stopped"), "{log}");
+    let change = log.lines().find(|line| line.contains("changed the settings")).unwrap();
+    assert!(change.contains("caller=\"admin\" role=\"admin\""), "{change}");
     assert!(!log.contains(&token) && !log.contains(wrong));
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_hangup_reads_the_tokens_again_and_the_log_says_who_asks() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("tokens.toml");
+    let new = |name: &str| {
+        let new = new_token(name, Role::Predict).unwrap();
+        append_token(&file, &new.block).unwrap();
+        new.token
+    };
+    let early = new("early");
+    let path = file.to_str().unwrap();
+    let process = Process::serve(&["--tokens-file", path, "--require-auth"], "debug").await;
+    let status = async |token: &str| {
+        let request = process.post("/v1/classify").bearer_auth(token).body(image("key", 0));
+        try_send(request).await.unwrap().status
+    };
+    assert_eq!(status(&early).await, 200);
+    let late = new("late");
+    let hangup = Command::new("kill").args(["-HUP", &process.child.id().to_string()]).status().unwrap();
+    assert!(hangup.success());
+    guard("the new token", async { while status(&late).await != 200 {} }).await;
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    for part in ["the tokens have changed: 3 are known", "caller=\"early\" role=\"predict\"", "caller=\"late\""] {
+        assert!(log.contains(part), "no `{part}` in {log}");
+    }
+    assert!(!log.contains(&early) && !log.contains(&late));
+}
+
+#[tokio::test]
+async fn the_ready_line_names_both_listeners() {
+    let process = Process::serve(&["--admin-listen", "0.0.0.0:0", "--allow-insecure-admin"], "info").await;
+    process.get("/admin/v1/models/icons30/heads").await.problem(404, "not_found");
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    assert!(log.contains("and, with the admin API, on http://0.0.0.0:"), "{log}");
 }
 
 #[tokio::test]

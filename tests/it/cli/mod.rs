@@ -6,6 +6,8 @@ mod extract;
 mod fit;
 mod import;
 mod inspect;
+mod serve;
+mod token;
 
 use std::{
     path::{Path, PathBuf},

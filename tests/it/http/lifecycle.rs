@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::feature_rows;
-use crate::app::{Fault, Setup, StandIn, TestApp, guard, image, pooled_client, send, try_send};
+use crate::app::{Fault, Setup, StandIn, TestApp, copy_of_icons30, guard, image, pooled_client, send, try_send};
 
 const CLASSIFY: &str = "/v1/models/icons30/classify";
 const DEPTH: &str = "equipoise_queue_depth{model=\"icons30\"}";
@@ -209,4 +209,62 @@ async fn a_batch_that_panics_answers_every_request_of_it() {
     // How many are in it depends on how many were decoded when the worker came by.
     assert_eq!(failed, stand_in.runs()[1]);
     assert_eq!(stand_in.runs().iter().sum::<usize>(), 4);
+}
+
+const RESTARTS: [&str; 2] = [
+    "equipoise_worker_restarts_total{model=\"icons30\",reason=\"panic\"}",
+    "equipoise_worker_restarts_total{model=\"icons30\",reason=\"session\"}",
+];
+const WORKERS: &str = "equipoise_workers{model=\"icons30\"}";
+
+#[tokio::test]
+async fn a_worker_that_panicked_or_whose_session_broke_begins_anew() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().start_with(&stand_in);
+    for (fault, code, restarts) in [
+        (Fault::Panic, "worker_lost", [1.0, 0.0]),
+        (Fault::Break, "model_failed", [1.0, 1.0]),
+        (Fault::Panic, "worker_lost", [2.0, 1.0]),
+        // Numbers that are no features are not the session's fault.
+        (Fault::Fail, "model_failed", [2.0, 1.0]),
+    ] {
+        stand_in.in_run(stand_in.runs().len() + 1, fault);
+        app.classify("", image("key", 0)).await.problem(500, code);
+        app.until("a worker", |samples| {
+            samples.get(WORKERS) == 1.0 && RESTARTS.map(|name| samples.get(name)) == restarts
+        })
+        .await;
+        assert_eq!(app.classify("", image("key", 0)).await.predictions(0)[0]["label"], "key");
+        app.get("/readyz").await.expect(200);
+    }
+}
+
+#[tokio::test]
+async fn a_model_without_a_session_that_works_is_not_ready_until_one_can_be_made() {
+    let stand_in = StandIn::new();
+    let copy = copy_of_icons30();
+    let app = Setup::new().models(&[copy.path()]).start_with(&stand_in);
+    let (file, aside) = (copy.path().join("backbone.onnx"), copy.path().join("aside.onnx"));
+    std::fs::rename(&file, &aside).unwrap();
+    stand_in.in_run(1, Fault::Break);
+    app.classify("", image("key", 0)).await.problem(500, "model_failed");
+    app.until("no worker", |samples| samples.get(WORKERS) == 0.0).await;
+    let ready = app.get("/readyz").await.expect(503);
+    assert_eq!((ready.json(), ready.header("retry-after")), (json!({ "status": "failing" }), Some("1")));
+    assert_eq!(app.metrics().await.get("equipoise_ready"), 0.0);
+    app.get("/livez").await.expect(200);
+    app.classify("", image("key", 0)).await.problem(503, "model_unavailable");
+    app.classify_features("", &feature_rows(1)).await.problem(503, "model_unavailable");
+    // Another model must not take its place.
+    std::fs::copy(&aside, &file).unwrap();
+    let earlier = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(earlier).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    app.get("/readyz").await.expect(503);
+    std::fs::rename(&aside, &file).unwrap();
+    guard("ready", async { while app.get("/readyz").await.status != 200 {} }).await;
+    assert_eq!(app.classify("", image("key", 0)).await.predictions(0)[0]["label"], "key");
+    let samples = app.metrics().await;
+    assert_eq!([samples.get("equipoise_ready"), samples.get(WORKERS), samples.get(RESTARTS[1])], [1.0, 1.0, 1.0]);
+    assert_eq!(samples.get("equipoise_rejected_total{reason=\"model_unavailable\"}"), 2.0);
 }

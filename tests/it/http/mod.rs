@@ -1,5 +1,6 @@
 //! The server over HTTP, held to its API.
 
+mod access;
 mod accuracy;
 mod admin;
 mod errors;
@@ -8,8 +9,10 @@ mod fits;
 mod inference;
 mod lifecycle;
 mod metrics;
+mod rate_limit;
 mod restart;
 mod routes;
+mod tls;
 mod under_load;
 
 use std::collections::BTreeMap;

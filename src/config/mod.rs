@@ -1,17 +1,28 @@
 //! What `serve` is told: flags, their environment twins, and a TOML file. A flag wins over the environment, the environment
 //! over the file, the file over the default.
+//!
+//! ```text
+//! mod      the options, and those of the file
+//! resolved every default filled in
+//! error    what can be wrong
+//! ```
+
+mod error;
+mod resolved;
 
 use std::{
     net::SocketAddr,
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
 
 use crate::onnx::DeviceChoice;
+
+pub use error::ConfigError;
+pub use resolved::{AdminToken, Config, RateLimit, TlsFiles};
 
 /// What `equipoise serve` takes. What is not given is looked for in the configuration file, then has its default.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -24,6 +35,26 @@ pub struct ServeOptions {
     /// Address and port to listen on; port 0 takes a free one and prints it [default: 127.0.0.1:8000]
     #[arg(long, env = "EQUIPOISE_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+
+    /// Address and port of a listener of its own for the admin API, which is then not found on the other one. It answers
+    /// everything else too, within a limit of connections of its own [default: none, one listener for all]
+    #[arg(long, env = "EQUIPOISE_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// Start although the admin API can be reached from other machines without TLS: whoever sees the traffic has its token
+    /// [default: false]
+    #[arg(long, env = "EQUIPOISE_ALLOW_INSECURE_ADMIN", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub allow_insecure_admin: Option<bool>,
+
+    /// Certificate chain in PEM, the server's own first: from then on every listener speaks TLS (1.2 or newer). Read again
+    /// on SIGHUP and when it changes [default: none, plain HTTP]
+    #[arg(long, env = "EQUIPOISE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its private key in PEM [default: none]
+    #[arg(long, env = "EQUIPOISE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
 
     /// Folder in which published heads, settings and the admin token survive a restart; one server at a time
     /// [default: $XDG_STATE_HOME/equipoise or ~/.local/state/equipoise]
@@ -115,6 +146,32 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_ADMIN_TOKEN_FILE", value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 
+    /// File of tokens with roles (predict, operate, admin), made by `equipoise token new`. It has the tokens' digests, never
+    /// the tokens. Read again on SIGHUP and when it changes [default: none]
+    #[arg(long, env = "EQUIPOISE_TOKENS_FILE", value_name = "FILE")]
+    pub tokens_file: Option<PathBuf>,
+
+    /// Answer classify, features, models and metrics only to callers with a token; else they are open to everybody
+    /// [default: false]
+    #[arg(long, env = "EQUIPOISE_REQUIRE_AUTH", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub require_auth: Option<bool>,
+
+    /// Images, or feature rows, that each token may send in a second, and each client address that shows no token; more is
+    /// answered 429. IPv6 addresses count by /64 [default: no limit]
+    #[arg(long, env = "EQUIPOISE_RATE_LIMIT_IMAGES_PER_SECOND", value_name = "IMAGES")]
+    pub rate_limit_images_per_second: Option<f64>,
+
+    /// Images that may come at once after a pause, and so the most in one request [default: as many as in a second]
+    #[arg(long, env = "EQUIPOISE_RATE_LIMIT_BURST", value_name = "IMAGES")]
+    pub rate_limit_burst: Option<NonZeroU32>,
+
+    /// Proxies in front of the server that add to X-Forwarded-For, 1 if no number is given: the client's address is then
+    /// the one that the outermost of them saw. Without proxies callers can write there what they like [default: 0]
+    #[arg(long, env = "EQUIPOISE_TRUST_FORWARDED_FOR", value_name = "PROXIES", num_args = 0..=1, require_equals = true,
+          default_missing_value = "1")]
+    pub trust_forwarded_for: Option<usize>,
+
     /// Folder that holds the ONNX Runtime library [default: beside the executable, then .ort/, then the system's]
     #[arg(long, env = "EQUIPOISE_ONNXRUNTIME_DIR", value_name = "DIR")]
     pub onnxruntime_dir: Option<PathBuf>,
@@ -168,101 +225,6 @@ fn device<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<De
     text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
-/// What is wrong with the configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file that cannot be read.
-    #[error("{path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file that is not what it should be.
-    #[error("{path}: {source}", path = path.display())]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// The key, the line and what is wrong.
-        source: Box<toml::de::Error>,
-    },
-    /// An empty token would let everybody in.
-    #[error("the admin token in {place} is empty")]
-    EmptyToken {
-        /// Where it stands.
-        place: String,
-    },
-    /// No model was named, and none ships beside the executable.
-    #[error("no model directory was given, and there is no models/icons30 here or beside the executable")]
-    NoModel,
-    /// Nowhere to keep the state.
-    #[error("no --state-dir was given, and neither XDG_STATE_HOME nor HOME says where one would be")]
-    NoStateDir,
-}
-
-/// Where the admin token comes from.
-#[derive(Clone, PartialEq, Eq)]
-pub enum AdminToken {
-    /// The environment or a file.
-    Given(String),
-    /// The state directory, where it is made if it is not there.
-    Kept,
-}
-
-/// What `serve` does, every default filled in.
-#[derive(Clone)]
-pub struct Config {
-    /// Model directories, the default model first.
-    pub models: Vec<PathBuf>,
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// What survives a restart.
-    pub state_dir: PathBuf,
-    /// Device.
-    pub device: DeviceChoice,
-    /// Sessions of a model, if that was said.
-    pub sessions: Option<usize>,
-    /// Threads of a session, if that was said.
-    pub threads: Option<usize>,
-    /// Threads that decode.
-    pub decode_threads: usize,
-    /// Images that may wait.
-    pub queue_capacity: usize,
-    /// Images in a batch, if that was said.
-    pub max_batch_size: Option<usize>,
-    /// How long a batch waits.
-    pub max_queue_delay: Duration,
-    /// How long a request may take.
-    pub max_request_time: Duration,
-    /// Bytes of a body.
-    pub max_body_bytes: usize,
-    /// Bytes of a feature set.
-    pub max_feature_set_bytes: u64,
-    /// Bytes of all feature sets.
-    pub max_feature_sets_bytes: u64,
-    /// Fits that may wait.
-    pub fit_queue_capacity: usize,
-    /// Fits that run at once.
-    pub fit_concurrency: usize,
-    /// Threads of a fit.
-    pub fit_threads: usize,
-    /// Pixels of an image, if that was said.
-    pub max_image_pixels: Option<u64>,
-    /// Connections at once.
-    pub max_connections: usize,
-    /// From SIGTERM to the end of serving.
-    pub shutdown_delay: Duration,
-    /// From there to the end of the process.
-    pub shutdown_timeout: Duration,
-    /// The admin token.
-    pub admin_token: AdminToken,
-    /// Where ONNX Runtime is.
-    pub onnxruntime_dir: Option<PathBuf>,
-    /// Bytes on a GPU.
-    pub cuda_memory_limit_bytes: Option<u64>,
-}
-
 impl ServeOptions {
     /// These options, and where they say nothing those of the configuration file, if one is named.
     ///
@@ -280,13 +242,24 @@ impl ServeOptions {
             .map_err(|source| ConfigError::Toml { path: path.clone(), source: Box::new(source) })?;
         // Paths in a file are meant from where the file is.
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
-        let paths = [&mut file.state_dir, &mut file.admin_token_file, &mut file.onnxruntime_dir];
+        let paths = [
+            &mut file.state_dir,
+            &mut file.admin_token_file,
+            &mut file.tokens_file,
+            &mut file.tls_cert,
+            &mut file.tls_key,
+            &mut file.onnxruntime_dir,
+        ];
         for path in paths.into_iter().flatten().chain(&mut file.models) {
             *path = base.join(&path);
         }
         Ok(Self {
             models: if self.models.is_empty() { file.models } else { self.models },
             listen: self.listen.or(file.listen),
+            admin_listen: self.admin_listen.or(file.admin_listen),
+            allow_insecure_admin: self.allow_insecure_admin.or(file.allow_insecure_admin),
+            tls_cert: self.tls_cert.or(file.tls_cert),
+            tls_key: self.tls_key.or(file.tls_key),
             state_dir: self.state_dir.or(file.state_dir),
             device: self.device.or(file.device),
             sessions: self.sessions.or(file.sessions),
@@ -307,54 +280,17 @@ impl ServeOptions {
             shutdown_delay_s: self.shutdown_delay_s.or(file.shutdown_delay_s),
             shutdown_timeout_s: self.shutdown_timeout_s.or(file.shutdown_timeout_s),
             admin_token_file: self.admin_token_file.or(file.admin_token_file),
+            tokens_file: self.tokens_file.or(file.tokens_file),
+            require_auth: self.require_auth.or(file.require_auth),
+            rate_limit_images_per_second: self.rate_limit_images_per_second.or(file.rate_limit_images_per_second),
+            rate_limit_burst: self.rate_limit_burst.or(file.rate_limit_burst),
+            trust_forwarded_for: self.trust_forwarded_for.or(file.trust_forwarded_for),
             onnxruntime_dir: self.onnxruntime_dir.or(file.onnxruntime_dir),
             cuda_memory_limit_bytes: self.cuda_memory_limit_bytes.or(file.cuda_memory_limit_bytes),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
             config: Some(path),
             admin_token: self.admin_token,
-        })
-    }
-
-    /// Fills in the defaults.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if a default cannot be found, or the token file cannot be read.
-    pub fn resolve(self) -> Result<Config, ConfigError> {
-        let admin_token = match (&self.admin_token, &self.admin_token_file) {
-            (Some(Secret(token)), _) => AdminToken::Given(not_empty(token, "EQUIPOISE_ADMIN_TOKEN")?),
-            (None, Some(path)) => AdminToken::Given(not_empty(&read(path)?, &path.display().to_string())?),
-            (None, None) => AdminToken::Kept,
-        };
-        let models =
-            if self.models.is_empty() { vec![shipped_model().ok_or(ConfigError::NoModel)?] } else { self.models };
-        let milliseconds = |value: Option<u64>, default| Duration::from_millis(value.unwrap_or(default));
-        let seconds = |value: Option<u64>, default| Duration::from_secs(value.unwrap_or(default));
-        Ok(Config {
-            models,
-            listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
-            state_dir: self.state_dir.or_else(default_state_dir).ok_or(ConfigError::NoStateDir)?,
-            device: self.device.unwrap_or(DeviceChoice::Auto),
-            sessions: self.sessions.map(NonZeroUsize::get),
-            threads: self.threads.map(NonZeroUsize::get),
-            decode_threads: self.decode_threads.map_or_else(cores, NonZeroUsize::get),
-            queue_capacity: self.queue_capacity.map_or(512, NonZeroUsize::get),
-            max_batch_size: self.max_batch_size.map(NonZeroUsize::get),
-            max_queue_delay: milliseconds(self.max_queue_delay_ms, 0),
-            max_request_time: milliseconds(self.max_request_time_ms, 30_000),
-            max_body_bytes: self.max_body_bytes.unwrap_or(32 << 20),
-            max_feature_set_bytes: self.max_feature_set_bytes.unwrap_or(4 << 30),
-            max_feature_sets_bytes: self.max_feature_sets_bytes.unwrap_or(64 << 30),
-            fit_queue_capacity: self.fit_queue_capacity.map_or(16, NonZeroUsize::get),
-            fit_concurrency: self.fit_concurrency.map_or(1, NonZeroUsize::get),
-            fit_threads: self.fit_threads.map_or_else(cores, NonZeroUsize::get),
-            max_image_pixels: self.max_image_pixels,
-            max_connections: self.max_connections.map_or(1024, NonZeroUsize::get),
-            shutdown_delay: seconds(self.shutdown_delay_s, 0),
-            shutdown_timeout: seconds(self.shutdown_timeout_s, 30),
-            admin_token,
-            onnxruntime_dir: self.onnxruntime_dir,
-            cuda_memory_limit_bytes: self.cuda_memory_limit_bytes,
         })
     }
 }
@@ -375,19 +311,6 @@ pub fn shipped_model() -> Option<PathBuf> {
         .find(|model| model.join("model.toml").is_file())
 }
 
-fn default_state_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
-    base.map(|base| base.join("equipoise"))
-}
-
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-}
-
-fn not_empty(token: &str, place: &str) -> Result<String, ConfigError> {
-    match token.trim() {
-        "" => Err(ConfigError::EmptyToken { place: place.to_owned() }),
-        token => Ok(token.to_owned()),
-    }
 }

@@ -1,20 +1,20 @@
-//! The only place that wires things: configuration to models, models to routes, routes to a listener.
+//! The only place that wires things: configuration to models, models to routes, routes to listeners.
+
+mod accept;
+mod tls;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
+
+use accept::Acceptor;
+use tls::Tls;
+
+pub use tls::TlsError;
 
 use crate::{
+    access::{Access, TokenFileError},
     batcher::{BatchLimits, DecodePool},
     config::{AdminToken, Config, cores},
     http::{self, App, Phase},
@@ -23,14 +23,14 @@ use crate::{
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
     registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
+    reload::Look,
 };
 
 /// Images in one pass of the backbone. On two CPU cores larger batches gained nothing and cost memory; a GPU wants more.
 const CPU_MAX_BATCH_SIZE: usize = 4;
 const CUDA_MAX_BATCH_SIZE: usize = 32;
-/// Between the bytes of a request's head. Whoever is slower holds a connection for nothing.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
-
+/// Between two looks at the files of tokens and certificates.
+const FILES_PERIOD: Duration = Duration::from_secs(2);
 /// How long the end of the server waits for fits that were told to end.
 const FITS_END_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -43,6 +43,12 @@ pub enum ServerError {
     /// The state directory is wrong.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The file of tokens is wrong.
+    #[error(transparent)]
+    Tokens(#[from] TokenFileError),
+    /// There is no TLS with these files.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A model cannot be loaded.
     #[error("model directory {path}: {source}")]
     Model {
@@ -68,11 +74,27 @@ impl ServerError {
     }
 }
 
-/// A server that has its token and its state directory, and has not loaded its models yet.
+/// Where a server answers.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Everybody; also the admin API, unless that has a listener of its own.
+    pub public: TcpListener,
+    /// The admin API, and everything else too.
+    pub admin: Option<TcpListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(public: TcpListener) -> Self {
+        Self { public, admin: None }
+    }
+}
+
+/// A server that has its tokens and its state directory, and has not loaded its models yet.
 pub struct Server {
     app: Arc<App>,
     config: Config,
     state_dir: StateDir,
+    tls: Option<Arc<Tls>>,
 }
 
 /// How models are run on this machine: what `config` says, and for what it does not say the defaults of the device.
@@ -112,10 +134,10 @@ pub fn load_options(
 }
 
 impl Server {
-    /// Opens the state directory and finds the admin token.
+    /// Opens the state directory and finds tokens and certificate.
     ///
     /// # Errors
-    /// [`ServerError::State`].
+    /// [`ServerError::State`], [`ServerError::Tokens`] or [`ServerError::Tls`].
     pub fn new(config: Config) -> Result<Self, ServerError> {
         let state_dir = StateDir::open(&config.state_dir)?;
         let token = match &config.admin_token {
@@ -126,6 +148,8 @@ impl Server {
                 token
             }
         };
+        let access = Access::new(&token, config.tokens_file.clone())?;
+        let tls = config.tls.as_ref().map(Tls::open).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new());
         let fits = FitOptions {
             queue_capacity: config.fit_queue_capacity,
@@ -134,8 +158,8 @@ impl Server {
             cuda_memory_limit_bytes: config.cuda_memory_limit_bytes,
         };
         let jobs = FitJobs::new(fits, Arc::clone(&metrics));
-        let app = Arc::new(App::new(metrics, jobs, &token, config.max_body_bytes, config.max_request_time));
-        Ok(Self { app, config, state_dir })
+        let app = Arc::new(App::new(&config, metrics, jobs, access));
+        Ok(Self { app, config, state_dir, tls })
     }
 
     /// The state that the handlers share.
@@ -143,9 +167,20 @@ impl Server {
         &self.app
     }
 
-    /// The routes.
+    /// Every route.
     pub fn router(&self) -> Router {
-        http::router(Arc::clone(&self.app))
+        http::router(Arc::clone(&self.app), true)
+    }
+
+    /// Whether there are files that [`Self::reload`] would look at.
+    pub fn has_files(&self) -> bool {
+        self.tls.is_some() || self.app.access.has_file()
+    }
+
+    /// Looks at the files of tokens and certificates, and takes what has changed. What cannot be used is told to the log and
+    /// a metric, and leaves what was in use. Blocks.
+    pub fn reload(&self) {
+        reload(&self.app, self.tls.as_deref());
     }
 
     /// Loads and warms every model, then says that the server is ready. Blocks; call it on a thread of its own.
@@ -176,15 +211,15 @@ impl Server {
         Ok(())
     }
 
-    /// Answers requests on `listener` until `shutdown` resolves, and then until those in flight are answered: not ready at
+    /// Answers requests on `listeners` until `shutdown` resolves, and then until those in flight are answered: not ready at
     /// once, no new connections after the delay, an end after the timeout.
     ///
     /// # Errors
     /// None of its own: a connection that fails is closed and logged.
-    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
+    pub async fn serve(&self, listeners: impl Into<Listeners>, shutdown: impl Future<Output = ()> + Send) {
         let app = Arc::clone(&self.app);
         let delay = self.config.shutdown_delay;
-        let (stop, mut stopped) = watch::channel(());
+        let (stop, stopped) = watch::channel(());
         let stopping = async move {
             shutdown.await;
             app.enter(Phase::Draining);
@@ -197,53 +232,71 @@ impl Server {
             }
             drop(stop);
         };
-        let accepting = async {
-            let service = TowerToHyperService::new(self.router());
-            let mut connection = http1::Builder::new();
-            connection.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
-            let graceful = GracefulShutdown::new();
-            let places = Arc::new(Semaphore::new(self.config.max_connections));
-            loop {
-                let accepted = async {
-                    let place = Arc::clone(&places).acquire_owned().await;
-                    (place, listener.accept().await)
-                };
-                let (place, accepted) = tokio::select! {
-                    accepted = accepted => accepted,
-                    _ = stopped.changed() => break,
-                };
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        // Out of file descriptors, most likely: a moment later some are free again.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                };
-                // Without it an answer of two writes waits for an acknowledgement between them.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                let connection = connection.serve_connection(TokioIo::new(stream), service.clone());
-                let connection = graceful.watch(connection);
-                tokio::spawn(async move {
-                    let _place = place;
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "a connection ended early");
-                    }
-                });
-            }
-            drop(listener);
-            if tokio::time::timeout(self.config.shutdown_timeout, graceful.shutdown()).await.is_err() {
-                tracing::warn!("requests were still in flight at the end of the shutdown timeout");
+        let Listeners { public, admin } = listeners.into();
+        let accept = |listener: TcpListener, with_admin: bool| {
+            let acceptor = Acceptor {
+                router: http::router(Arc::clone(&self.app), with_admin),
+                tls: self.tls.clone(),
+                max_connections: self.config.max_connections,
+            };
+            acceptor.serve(listener, stopped.clone(), self.config.shutdown_timeout)
+        };
+        let public = accept(public, admin.is_none());
+        let admin = async {
+            if let Some(admin) = admin {
+                accept(admin, true).await;
             }
         };
-        tokio::join!(stopping, accepting);
+        let serving = async { tokio::join!(stopping, public, admin) };
+        tokio::select! {
+            _ = serving => {}
+            () = self.watch_files() => {}
+        }
         let app = Arc::clone(&self.app);
         if let Err(error) = tokio::task::spawn_blocking(move || app.jobs.wait(FITS_END_TIMEOUT)).await {
             tracing::error!(%error, "the end of the fits could not be waited for");
         }
         tracing::info!("stopped");
+    }
+
+    /// Looks at the files from time to time, for ever.
+    async fn watch_files(&self) {
+        if !self.has_files() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(FILES_PERIOD).await;
+            let (app, tls) = (Arc::clone(&self.app), self.tls.clone());
+            if let Err(error) = tokio::task::spawn_blocking(move || reload(&app, tls.as_deref())).await {
+                tracing::error!(%error, "the files of tokens and certificates could not be looked at");
+            }
+        }
+    }
+}
+
+fn reload(app: &App, tls: Option<&Tls>) {
+    let metrics = &app.metrics;
+    match app.access.look() {
+        None | Some(Look::Unchanged) => {}
+        Some(Look::Renewed) => {
+            let n_tokens = app.access.n_tokens();
+            metrics.reloaded("tokens", true);
+            tracing::info!(n_tokens, "the tokens have changed: {n_tokens} are known, `admin` included");
+        }
+        Some(Look::Failed(error)) => {
+            metrics.reloaded("tokens", false);
+            tracing::error!(%error, "the tokens have changed and cannot be used; those from before still hold");
+        }
+    }
+    match tls.map(Tls::look) {
+        None | Some(Look::Unchanged) => {}
+        Some(Look::Renewed) => {
+            metrics.reloaded("certificate", true);
+            tracing::info!("the certificate has changed: new connections have the new one");
+        }
+        Some(Look::Failed(error)) => {
+            metrics.reloaded("certificate", false);
+            tracing::error!(%error, "the certificate has changed and cannot be used; the one from before still is");
+        }
     }
 }
