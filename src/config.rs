@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    num::NonZeroUsize,
+    num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +29,18 @@ pub struct ServeOptions {
     /// [default: $XDG_STATE_HOME/equipoise or ~/.local/state/equipoise]
     #[arg(long, env = "EQUIPOISE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// Where published heads and settings are kept when several servers serve the same models: file:///DIR, or with the
+    /// feature `cloud` s3://BUCKET/PREFIX, gs://... or az://... (credentials from the environment, as the clients of these
+    /// take them). The token, feature sets and fits stay in --state-dir, which each server has for itself [default: all in
+    /// --state-dir]
+    #[arg(long, env = "EQUIPOISE_STATE", value_name = "URL")]
+    pub state: Option<String>,
+
+    /// With --state, how often to look for what other servers have changed, in milliseconds, give or take a quarter
+    /// [default: 2000]
+    #[arg(long, env = "EQUIPOISE_STATE_POLL_MS", value_name = "MS")]
+    pub state_poll_ms: Option<NonZeroU64>,
 
     /// Where models run: auto (CUDA if it really works, else the CPU), cpu, cuda or cuda:N (fails at start if it does not
     /// work) [default: auto]
@@ -219,6 +231,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What survives a restart.
     pub state_dir: PathBuf,
+    /// The URL of the store that others share, if there is one.
+    pub state: Option<String>,
+    /// How often to look there for changes.
+    pub state_poll: Duration,
     /// Device.
     pub device: DeviceChoice,
     /// Sessions of a model, if that was said.
@@ -288,6 +304,8 @@ impl ServeOptions {
             models: if self.models.is_empty() { file.models } else { self.models },
             listen: self.listen.or(file.listen),
             state_dir: self.state_dir.or(file.state_dir),
+            state: self.state.or(file.state),
+            state_poll_ms: self.state_poll_ms.or(file.state_poll_ms),
             device: self.device.or(file.device),
             sessions: self.sessions.or(file.sessions),
             threads: self.threads.or(file.threads),
@@ -334,6 +352,8 @@ impl ServeOptions {
             models,
             listen: self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000))),
             state_dir: self.state_dir.or_else(default_state_dir).ok_or(ConfigError::NoStateDir)?,
+            state: self.state,
+            state_poll: milliseconds(self.state_poll_ms.map(NonZeroU64::get), 2000),
             device: self.device.unwrap_or(DeviceChoice::Auto),
             sessions: self.sessions.map(NonZeroUsize::get),
             threads: self.threads.map(NonZeroUsize::get),
@@ -375,7 +395,16 @@ pub fn shipped_model() -> Option<PathBuf> {
         .find(|model| model.join("model.toml").is_file())
 }
 
-fn default_state_dir() -> Option<PathBuf> {
+/// What the environment tells the clients of clouds: names and values.
+pub(crate) fn cloud_options() -> Vec<(String, String)> {
+    let is_one = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+    let pairs =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    pairs.filter(|(name, _)| is_one(name)).collect()
+}
+
+/// Where the state is kept if nothing else is said.
+pub(crate) fn default_state_dir() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
     base.map(|base| base.join("equipoise"))

@@ -1,6 +1,10 @@
 //! The only place that wires things: configuration to models, models to routes, routes to a listener.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -16,13 +20,13 @@ use tokio::{
 
 use crate::{
     batcher::{BatchLimits, DecodePool},
-    config::{AdminToken, Config, cores},
+    config::{AdminToken, Config, cloud_options, cores},
     http::{self, App, Phase},
     jobs::{FitJobs, FitOptions},
     metrics::Metrics,
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
-    registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
+    registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, Poller, StateDir, StateError, load_model},
 };
 
 /// Images in one pass of the backbone. On two CPU cores larger batches gained nothing and cost memory; a GPU wants more.
@@ -73,6 +77,8 @@ pub struct Server {
     app: Arc<App>,
     config: Config,
     state_dir: StateDir,
+    // Follows what other servers change, for as long as the server lives.
+    poller: OnceLock<Poller>,
 }
 
 /// How models are run on this machine: what `config` says, and for what it does not say the defaults of the device.
@@ -117,7 +123,10 @@ impl Server {
     /// # Errors
     /// [`ServerError::State`].
     pub fn new(config: Config) -> Result<Self, ServerError> {
-        let state_dir = StateDir::open(&config.state_dir)?;
+        let mut state_dir = StateDir::open(&config.state_dir)?;
+        if let Some(url) = &config.state {
+            state_dir = state_dir.sharing_url(url, &cloud_options())?;
+        }
         let token = match &config.admin_token {
             AdminToken::Given(token) => token.clone(),
             AdminToken::Kept => {
@@ -135,7 +144,7 @@ impl Server {
         };
         let jobs = FitJobs::new(fits, Arc::clone(&metrics));
         let app = Arc::new(App::new(metrics, jobs, &token, config.max_body_bytes, config.max_request_time));
-        Ok(Self { app, config, state_dir })
+        Ok(Self { app, config, state_dir, poller: OnceLock::new() })
     }
 
     /// The state that the handlers share.
@@ -171,6 +180,10 @@ impl Server {
             models.push(Arc::new(model));
         }
         self.app.jobs.start(&models)?;
+        if self.state_dir.is_shared() {
+            // Loaded twice it would go on with the first one.
+            let _ = self.poller.set(Poller::start(models.clone(), self.config.state_poll)?);
+        }
         self.app.registry.fill(models);
         self.app.enter(Phase::Ready);
         Ok(())

@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::{Path, RawQuery, State},
     http::HeaderMap,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde::de::DeserializeOwned;
 
@@ -15,6 +15,7 @@ use super::{
     App, AppState,
     body::{self, InputsForm},
     error::ApiError,
+    generation::of_generation,
     layers::Arrived,
     predictions::{ClassifyResponse, HeadChoice, choose_heads},
 };
@@ -52,13 +53,14 @@ async fn answer(
     body: Body,
 ) -> Result<Response, ApiError> {
     let choice: HeadChoice = parse_query(query.as_deref())?;
-    let (heads, requests) = choose_heads(model, &choice)?;
+    let state = model.state();
+    let (heads, requests) = choose_heads(&state, &choice)?;
     let form = InputsForm::of(&headers)?;
     let deadline = deadline(app, &headers, start)?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
     let inputs = form.parse(&headers, body, model.feature_dim()).await?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
-    Ok(Json(ClassifyResponse::new(model, &heads, outputs, start)).into_response())
+    Ok(of_generation(state.generation, Json(ClassifyResponse::new(model, &heads, outputs, start))))
 }
 
 /// Parses a query; unknown, repeated and malformed values are refused, by name. No key may be required.

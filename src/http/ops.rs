@@ -29,6 +29,7 @@ pub(super) async fn readyz(State(app): AppState) -> Response {
 pub(super) async fn metrics(State(app): AppState) -> Result<Response, ApiError> {
     for model in app.registry.models() {
         model.batcher().observe_queue();
+        model.observe_lag();
     }
     let text = app.metrics.render().map_err(|error| ApiError::Internal(error.to_string()))?;
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

@@ -13,7 +13,7 @@ use crate::{
     fit::{Engine, FitError, Fitted, Progress, Watch, fit, measure},
     metrics::FitMetrics,
     onnx::{FitEngine, SessionOptions},
-    registry::HeadId,
+    registry::{Author, Edit, HeadId},
 };
 
 /// How much less than what serves a fit is favoured: as much as can be. At 10 it still made the slowest answers wait.
@@ -210,8 +210,10 @@ fn publish(job: &FitJob, outcome: &Outcome) -> (Option<HeadId>, Option<String>) 
             words
         }
     };
-    match job.model.publish_file(&job.record().publish_as, &outcome.fitted.file) {
-        Ok(published) => (Some(published.id.clone()), Some(format!("published: {comparison}"))),
+    let record = job.record();
+    let edit = Edit::by(record.author.clone().unwrap_or_else(Author::server));
+    match job.model.publish_file(&edit, &record.publish_as, &outcome.fitted.file) {
+        Ok(published) => (Some(published.made.id.clone()), Some(format!("published: {comparison}"))),
         Err(error) => {
             tracing::error!(fit = job.record().id, %error, "the head of a fit cannot be published: {error}");
             (None, Some(format!("not published: {error}")))

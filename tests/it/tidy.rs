@@ -7,7 +7,7 @@ use crate::app::root;
 const MAX_LINES: usize = 450;
 
 /// A crate, and the files or folders that may name it.
-const MAY_NAME: [(&str, &[&str]); 12] = [
+const MAY_NAME: [(&str, &[&str]); 13] = [
     ("axum", &["src/http/", "src/server.rs"]),
     ("hyper", &["src/http/", "src/server.rs"]),
     ("hyper_util", &["src/http/", "src/server.rs"]),
@@ -19,6 +19,7 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
     ("tiff", &["src/preprocess/"]),
     ("zune_jpeg", &["src/preprocess/"]),
     ("prometheus", &["src/metrics.rs"]),
+    ("object_store", &["src/registry/"]),
     ("clap", &["src/cli/", "src/config.rs", "src/main.rs"]),
 ];
 
