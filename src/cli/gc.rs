@@ -30,7 +30,7 @@ pub(super) struct GcOptions {
     keep_generations: NonZeroUsize,
 
     /// Only say what would be removed
-    #[arg(long)]
+    #[arg(long, env = "EQUIPOISE_DRY_RUN")]
     dry_run: bool,
 }
 

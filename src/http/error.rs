@@ -229,8 +229,8 @@ impl ApiError {
             Self::Registry(error)
                 if matches!(**error, RegistryError::State(_)) && status == StatusCode::SERVICE_UNAVAILABLE =>
             {
-                "the store of the state did not answer, and may have taken the change all the same: the server's log says \
-                 why, `GET` of the head what there is"
+                "the store of the state did not answer as it should, and a change may have been made all the same: the \
+                 server's log says why, the audit what there is"
                     .to_owned()
             }
             Self::Registry(_) if matches!(status, StatusCode::INTERNAL_SERVER_ERROR) => {

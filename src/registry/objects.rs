@@ -24,6 +24,8 @@ use super::StateError;
 
 /// How long a store may take for one object, retries included.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to list a folder, which is done in pages.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of a client of a cloud: one try.
 const CLIENT_OPTIONS: [(&str, &str); 2] = [("timeout", "5s"), ("connect_timeout", "3s")];
 
@@ -37,6 +39,7 @@ pub(super) struct Objects {
     place: String,
     is_local: bool,
     timeout: Duration,
+    list_timeout: Duration,
     jobs: UnboundedSender<Job>,
 }
 
@@ -73,7 +76,8 @@ impl Objects {
     /// Any other store. `place` is what it is called in errors.
     pub(super) fn of(store: Arc<dyn ObjectStore>, place: &str, timeout: Option<Duration>) -> Result<Self, StateError> {
         let objects = Self::start(store, place.to_owned(), false)?;
-        Ok(Self { timeout: timeout.unwrap_or(TIMEOUT), ..objects })
+        let timeout = timeout.unwrap_or(TIMEOUT);
+        Ok(Self { timeout, list_timeout: timeout.max(objects.list_timeout.min(timeout * 6)), ..objects })
     }
 
     fn start(store: Arc<dyn ObjectStore>, place: String, is_local: bool) -> Result<Self, StateError> {
@@ -88,7 +92,7 @@ impl Objects {
             });
         };
         std::thread::Builder::new().name("state".to_owned()).spawn(work).map_err(thread_failed)?;
-        Ok(Self { store, place, is_local, timeout: TIMEOUT, jobs })
+        Ok(Self { store, place, is_local, timeout: TIMEOUT, list_timeout: LIST_TIMEOUT, jobs })
     }
 
     /// Whether it is a folder, which costs little to ask.
@@ -107,8 +111,16 @@ impl Objects {
         path: &str,
         work: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<object_store::Result<T>, StateError> {
+        self.wait_for(self.timeout, path, work)
+    }
+
+    fn wait_for<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        path: &str,
+        work: impl Future<Output = object_store::Result<T>> + Send + 'static,
+    ) -> Result<object_store::Result<T>, StateError> {
         let (send, answer) = mpsc::sync_channel(1);
-        let timeout = self.timeout;
         let job = async move {
             // Nobody waits for the answer any more only if the process ends.
             let _ = send.send(tokio::time::timeout(timeout, work).await);
@@ -117,7 +129,7 @@ impl Objects {
         self.jobs.send(Box::pin(job)).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?.map_err(|_| StateError::Unreachable {
             object: self.name(path),
-            problem: format!("no answer within {} s", self.timeout.as_secs_f64()),
+            problem: format!("no answer within {} s", timeout.as_secs_f64()),
         })
     }
 
@@ -215,7 +227,9 @@ impl Objects {
     pub(super) fn list(&self, folder: &str) -> Result<Vec<Listed>, StateError> {
         let (store, prefix) = (Arc::clone(&self.store), Path::from(folder));
         let of_prefix = prefix.clone();
-        let found = self.wait(folder, async move { store.list(Some(&prefix)).try_collect::<Vec<_>>().await })?;
+        let found = self.wait_for(self.list_timeout, folder, async move {
+            store.list(Some(&prefix)).try_collect::<Vec<_>>().await
+        })?;
         let found = found.map_err(|error| self.failed(folder, &error))?;
         let mut listed: Vec<Listed> = found.into_iter().filter_map(|meta| Listed::of(meta, &of_prefix)).collect();
         listed.sort_by(|a, b| a.name.cmp(&b.name));

@@ -25,8 +25,8 @@ use crate::metrics::StateMetrics;
 
 /// Polls of a bucket between two that also look whether the own generation is still there: it seldom goes.
 const THOROUGH_EVERY: u32 = 16;
-/// Requests that want a newer generation do not ask the store more often than this.
-const REFRESH_EVERY: Duration = Duration::from_millis(20);
+/// Requests that want a newer generation do not ask the store more often than this, however many they are.
+const REFRESH_EVERY: Duration = Duration::from_millis(50);
 
 /// What a model knows of the store.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) struct Replica {
     pub(super) metrics: StateMetrics,
     /// When its state was the newest, the last time that it was known.
     newest_at: Mutex<Instant>,
-    /// When a request asked the store the last time; held while one does.
+    /// When a request began to ask the store the last time; held while one does.
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     n_polls: AtomicU32,
     /// What was wrong the last time, so that the log has it once.
@@ -140,17 +140,25 @@ impl Model {
         if self.generation() >= generation || !self.is_shared() {
             return self.generation() >= generation;
         }
-        // One request asks for all that wait.
-        let gate = tokio::time::timeout_at(until.into(), self.replica.refreshed.lock());
-        let Ok(mut refreshed) = gate.await else { return self.generation() >= generation };
-        let is_recent = refreshed.is_some_and(|at: Instant| at.elapsed() < REFRESH_EVERY);
-        if self.generation() < generation && !is_recent {
-            let model = Arc::clone(self);
-            let refresh = tokio::task::spawn_blocking(move || model.refresh());
-            // What went wrong is in the log already.
-            let _ = tokio::time::timeout_at(until.into(), refresh).await;
-            *refreshed = Some(Instant::now());
-        }
+        let asked_at = Instant::now();
+        let look = async {
+            let mut refreshed = self.replica.refreshed.lock().await;
+            // Whoever began to ask since then asked for this request too.
+            if refreshed.is_some_and(|at| at > asked_at) {
+                return;
+            }
+            if let Some(at) = *refreshed {
+                tokio::time::sleep_until((at + REFRESH_EVERY).into()).await;
+            }
+            if self.generation() < generation {
+                *refreshed = Some(Instant::now());
+                let model = Arc::clone(self);
+                // What goes wrong is in the log.
+                let _ = tokio::task::spawn_blocking(move || model.refresh()).await;
+            }
+        };
+        // Once the time is over, what is there counts.
+        let _ = tokio::time::timeout_at(until.into(), look).await;
         self.generation() >= generation
     }
 

@@ -105,7 +105,7 @@ async fn whatever_was_answered_is_there_after_a_kill_at_any_moment() {
     let state = Arc::new(TempDir::new().unwrap());
     let (number, answered) = (AtomicUsize::new(0), Answered::default());
     for _ in 0..n_kills() {
-        let process = Process::serve_in(Arc::clone(&state), &[], "error").await;
+        let process = Process::serve_in(Arc::clone(&state), &[], "info").await;
         let strike = async {
             tokio::time::sleep(Duration::from_micros(random_below(200_000))).await;
             process.strike();
@@ -115,7 +115,7 @@ async fn whatever_was_answered_is_there_after_a_kill_at_any_moment() {
         guard("the end of the server", async { tokio::join!(strike, callers) }).await;
         drop(process);
     }
-    let process = Process::serve_in(state, &[], "error").await;
+    let process = Process::serve_in(state, &[], "info").await;
     let n_generations = check(&process, &answered).await;
     let n_answered = answered.lock().unwrap().len();
     // Of each kill at most one change a caller was written and not answered.
@@ -127,7 +127,7 @@ async fn of_two_servers_one_is_killed_and_the_other_goes_on() {
     let store = Store::new();
     let flags = ["--state", store.url.as_str(), "--state-poll-ms", "50"];
     let (number, answered) = (AtomicUsize::new(0), Answered::default());
-    let serve = || Process::serve_in(TempDir::new().unwrap(), &flags, "error");
+    let serve = || Process::serve_in(TempDir::new().unwrap(), &flags, "info");
     let mut servers = [serve().await, serve().await];
     for _ in 0..n_kills().div_ceil(2) {
         let victim = random_below(2) as usize;
@@ -158,4 +158,59 @@ async fn of_two_servers_one_is_killed_and_the_other_goes_on() {
     }
     let [a, b] = [&servers[0], &servers[1]].map(|server| server.admin("GET", "heads", Vec::new()));
     assert_eq!(a.await.expect(200).body, b.await.expect(200).body);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_refuses_changes_and_loses_nothing() {
+    let state = Arc::new(TempDir::new().unwrap());
+    let patch = |tau: f64| json!({ "tau": tau }).to_string().into_bytes();
+    let process = Process::serve_in(Arc::clone(&state), &[], "info").await;
+    process.admin("PATCH", "heads/tau", patch(0.25)).await.expect(200);
+    process.terminate().await;
+    // No room for a head file; no room for a manifest.
+    for (kib, patches) in [(8, true), (1, false)] {
+        let process = Process::serve_limited(Arc::clone(&state), kib).await;
+        let before = process.admin("GET", "heads", Vec::new()).await.expect(200).body;
+        process.admin("PUT", "heads/mine", head_file(1, None)).await.problem(500, "state_not_written");
+        assert_eq!(process.admin("GET", "heads", Vec::new()).await.expect(200).body, before);
+        let answer = process.admin("PATCH", "heads/tau", patch(0.5)).await;
+        match patches {
+            true => drop(answer.expect(200)),
+            false => drop(answer.problem(500, "state_not_written")),
+        }
+        let (ended_well, log) = process.terminate().await;
+        assert!(ended_well && log.contains("File too large") && log.contains("models/icons30/blobs"), "{log}");
+    }
+    let process = Process::serve_in(Arc::clone(&state), &[], "info").await;
+    let head = process.admin("GET", "heads/tau", Vec::new()).await.expect(200).json();
+    assert_eq!(head["settings"]["tau"], 0.5);
+    process.admin("PUT", "heads/mine", head_file(1, None)).await.expect(201);
+    assert_eq!(check(&process, &Answered::default()).await, 4);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    let left = std::fs::read_dir(state.path().join("models/icons30/generations")).unwrap();
+    assert_eq!(left.count(), 4);
+}
+
+#[tokio::test]
+async fn damaged_files_are_named_in_the_log_at_the_start() {
+    let state = Arc::new(TempDir::new().unwrap());
+    let process = Process::serve_in(Arc::clone(&state), &[], "info").await;
+    for tau in [0.1, 0.2, 0.3] {
+        process.admin("PATCH", "heads/tau", json!({ "tau": tau }).to_string().into_bytes()).await.expect(200);
+    }
+    process.terminate().await;
+    let generation = |number: u32| state.path().join(format!("models/icons30/generations/{number:011}.json"));
+    std::fs::write(generation(4), "torn").unwrap();
+    std::fs::remove_file(generation(2)).unwrap();
+    let process = Process::serve_in(Arc::clone(&state), &[], "info").await;
+    assert_eq!(process.admin("GET", "heads/tau", Vec::new()).await.json()["settings"]["tau"], 0.2);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    for (number, problem) in [(4, "expected ident"), (2, "it is missing")] {
+        let line = format!("{} is damaged: {problem}", generation(number).display());
+        assert!(log.contains(&line), "no `{line}` in {log}");
+    }
+    assert!(log.contains("serving generation 3"), "{log}");
 }

@@ -32,8 +32,21 @@ impl Process {
 
     /// The same with a state directory that is there already.
     pub(crate) async fn serve_in(state: impl Into<Arc<TempDir>>, flags: &[&str], log: &str) -> Self {
+        Self::serve_by(Command::new(env!("CARGO_BIN_EXE_equipoise")), state, flags, log).await
+    }
+
+    /// The same where no file can grow beyond so many KiB: as on a disk that is full.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn serve_limited(state: impl Into<Arc<TempDir>>, kib: u32) -> Self {
+        let mut command = Command::new("bash");
+        // Without the trap the signal ends it.
+        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"");
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_equipoise"));
+        Self::serve_by(command, state, &[], "info").await
+    }
+
+    async fn serve_by(mut command: Command, state: impl Into<Arc<TempDir>>, flags: &[&str], log: &str) -> Self {
         let state = state.into();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
             command.env_remove(name);
         }
