@@ -116,7 +116,9 @@ impl ModelStore {
         let mut generations: BTreeMap<Reverse<AuditCursor>, AuditEntry> = BTreeMap::new();
         let mut kept = self.generations()?;
         let is_before = |cursor: &AuditCursor| before.is_none_or(|before| cursor < before);
-        kept.truncate(self.first_not_before(&mut kept.clone(), &is_before)?);
+        if before.is_some() {
+            kept.truncate(self.first_not_before(&mut kept.clone(), &is_before)?);
+        }
         for &generation in kept.iter().rev().take(limit) {
             if let Some(entry) = self.entry_of(generation)? {
                 generations.insert(Reverse(AuditCursor::of_generation(&entry)), entry);

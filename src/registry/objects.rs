@@ -29,6 +29,18 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of a client of a cloud: one try.
 const CLIENT_OPTIONS: [(&str, &str); 2] = [("timeout", "5s"), ("connect_timeout", "3s")];
 
+/// Schemes of buckets.
+const CLOUDS: [&str; 5] = ["s3", "gs", "az", "abfs", "abfss"];
+
+/// What is wrong with a URL, where its client is none of this build.
+fn of_client(error: &ObjectError) -> String {
+    let text = error.to_string();
+    match text.contains("not enabled") {
+        true => "this build has no client for it: build with `--features cloud`".to_owned(),
+        false => text,
+    }
+}
+
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The objects of a store, for threads that may wait. Not for async ones.
@@ -67,8 +79,14 @@ impl Objects {
             std::fs::create_dir_all(&folder).map_err(|source| StateError::Io { path: folder.clone(), source })?;
             return Self::in_folder(&folder);
         }
+        if !CLOUDS.contains(&url.scheme()) {
+            return Err(failed(format!(
+                "it must begin with file:// or one of {}",
+                CLOUDS.map(|scheme| format!("{scheme}://")).join(", ")
+            )));
+        }
         let options = options.iter().map(|(key, value)| (key.as_str(), value.as_str())).chain(CLIENT_OPTIONS);
-        let (store, prefix) = object_store::parse_url_opts(&url, options).map_err(|error| failed(error.to_string()))?;
+        let (store, prefix) = object_store::parse_url_opts(&url, options).map_err(|error| failed(of_client(&error)))?;
         let place = text.trim_end_matches('/').to_owned();
         Self::start(Arc::new(PrefixStore::new(store, prefix)), place, false)
     }
@@ -188,7 +206,11 @@ impl Objects {
                 // A client that tried twice may have met its own first try.
                 return match self.get(path)? {
                     Some(found) => Ok(found == bytes),
-                    None => Err(StateError::Damaged { path: self.name(path).into(), problem: "it is no file".into() }),
+                    // In a folder something else has the name. In a bucket two writers met, and neither has it yet.
+                    None if self.is_local => {
+                        Err(StateError::Damaged { path: self.name(path).into(), problem: "it is no file".into() })
+                    }
+                    None => Ok(false),
                 };
             }
             Ok(Err(error)) => self.failed(path, &error),

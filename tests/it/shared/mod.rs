@@ -63,3 +63,19 @@ async fn whole_audit(app: &TestApp) -> Vec<Value> {
         query = format!("?limit=1000&before={next}");
     }
 }
+
+#[test]
+fn a_url_that_is_no_store_is_refused_with_a_word() {
+    for (url, problem) in [
+        ("nonsense", "relative URL without a base"),
+        ("memory:///", "it must begin with file:// or one of s3://"),
+        ("ftp://host/folder", "it must begin with file:// or one of s3://"),
+        ("file://host/folder", "it is no absolute path"),
+        #[cfg(not(feature = "cloud"))]
+        ("s3://bucket/prefix", "build with `--features cloud`"),
+    ] {
+        let error = Setup::new().config(|config| config.state = Some(url.to_owned())).server().err().unwrap();
+        let error = error.to_string();
+        assert!(error.contains(url) && error.contains(problem), "{error}");
+    }
+}
