@@ -178,8 +178,7 @@ pub fn load_model_with(
     };
     let Started { state, highest, n_damaged } =
         Start { directory, files: &files, builder: &builder, store: store.as_ref() }.run()?;
-    let replica = Replica::new(options.metrics.of_state(&directory.name));
-    replica.metrics.damaged.set(n_damaged);
+    let replica = Replica::new(options.metrics.of_state(&directory.name), n_damaged);
 
     let model_metrics = options.metrics.of_model(&directory.name);
     let batcher = Batcher::start(sessions, preprocessor, options.decode_pool.clone(), options.limits, model_metrics)

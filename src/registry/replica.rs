@@ -32,6 +32,8 @@ const REFRESH_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Replica {
     pub(super) metrics: StateMetrics,
+    /// Damaged files that were found at the start.
+    n_damaged: i64,
     /// When its state was the newest, the last time that it was known.
     newest_at: Mutex<Instant>,
     /// When a request began to ask the store the last time; held while one does.
@@ -42,11 +44,13 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    /// One that has just looked.
-    pub(super) fn new(metrics: StateMetrics) -> Self {
+    /// One that has just looked, and found so many damaged files.
+    pub(super) fn new(metrics: StateMetrics, n_damaged: i64) -> Self {
         metrics.reachable.set(1);
+        metrics.damaged.set(n_damaged);
         Self {
             metrics,
+            n_damaged,
             newest_at: Mutex::new(Instant::now()),
             refreshed: tokio::sync::Mutex::default(),
             n_polls: AtomicU32::new(0),
@@ -60,6 +64,7 @@ impl Replica {
         let Err(error) = looked else {
             *self.newest_at.lock().unwrap_or_else(PoisonError::into_inner) = asked_at;
             self.metrics.reachable.set(1);
+            self.metrics.damaged.set(self.n_damaged);
             if told.take().is_some() {
                 tracing::info!(model, "the state of model `{model}` can be followed again");
             }
@@ -68,7 +73,7 @@ impl Replica {
         let is_reachable = !matches!(error, RegistryError::State(error) if error.is_unreachable());
         self.metrics.reachable.set(i64::from(is_reachable));
         if let RegistryError::State(StateError::Damaged { .. } | StateError::Newer { .. }) = error {
-            self.metrics.damaged.set(self.metrics.damaged.get().max(1));
+            self.metrics.damaged.set(self.n_damaged + 1);
         }
         let text = error.to_string();
         if told.as_ref() != Some(&text) {
