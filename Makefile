@@ -14,7 +14,7 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test ort lint bench bench-fit clean
+.PHONY: help serve test ort lint bench bench-fit fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,16 @@ $(BENCH_FIT_VENV)/ready: benches/fit_requirements.txt
 	$(PYTHON) -m venv $(BENCH_FIT_VENV)
 	$(BENCH_FIT_VENV)/bin/pip install --quiet --requirement benches/fit_requirements.txt
 	touch $@
+
+FUZZ ?= image
+FUZZ_SECONDS ?= 600
+FUZZ_SEEDS_image = ../tests/data/preprocess ../tests/data/broken
+FUZZ_SEEDS_onnx_import = ../tests/data/onnx
+FUZZ_SEEDS = $(or $(FUZZ_SEEDS_$(FUZZ)),corpus/$(FUZZ))
+
+fuzz: ort ## Feed FUZZ=image, features, head_file, onnx_import or http_body with bytes for FUZZ_SECONDS=600 (cargo-fuzz, nightly)
+	mkdir -p fuzz/found/$(FUZZ)
+	cd fuzz && $(CARGO) +nightly fuzz run --fuzz-dir . $(FUZZ) found/$(FUZZ) $(FUZZ_SEEDS) -- -max_total_time=$(FUZZ_SECONDS)
 
 ort: $(ORT_STAMP) ## Fetch ONNX Runtime into .ort/
 

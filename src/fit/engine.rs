@@ -48,6 +48,15 @@ pub struct Batch<'a> {
     pub row_weights: &'a [f32],
 }
 
+/// A loss and its gradient.
+#[derive(Clone, Debug)]
+pub struct Gradient<'a> {
+    /// The loss.
+    pub loss: f64,
+    /// The gradient, in pieces that follow one another as the parameters do; the engine's own until its next call.
+    pub parts: Vec<&'a [f32]>,
+}
+
 /// Raw scores of some rows.
 #[derive(Clone, Debug, Default)]
 pub struct RawScores {
@@ -75,25 +84,20 @@ pub trait Engine: Send {
 
     /// The loss `Σᵢ ωᵢ (log Σⱼ exp zᵢⱼ − zᵢ,yᵢ)` of `z = x Wᵀ + b`, and its gradient.
     ///
-    /// `weight` is `[C, D]` and `bias` `[C]`; `gradient` `[C·D + C]` is overwritten, that of the weight first.
+    /// `weight` is `[C, D]` and `bias` `[C]`; the gradient of the weight comes first.
     ///
     /// # Errors
     /// Those of the engine.
-    fn linear_gradient(
-        &mut self,
-        batch: &Batch<'_>,
-        weight: &[f32],
-        bias: &[f32],
-        gradient: &mut [f32],
-    ) -> Result<f64, EngineError>;
+    fn linear_gradient(&mut self, batch: &Batch<'_>, weight: &[f32], bias: &[f32])
+    -> Result<Gradient<'_>, EngineError>;
 
     /// The same loss of `z = s ∘ t` with the rows of the table as `t`, and its gradient in `s`.
     ///
-    /// `scale` is `[C]`; `gradient` `[C]` is overwritten.
+    /// `scale` is `[C]`.
     ///
     /// # Errors
     /// Those of the engine.
-    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32], gradient: &mut [f32]) -> Result<f64, EngineError>;
+    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32]) -> Result<Gradient<'_>, EngineError>;
 
     /// The raw scores of some rows of a table of features.
     ///
@@ -108,8 +112,10 @@ pub trait Engine: Send {
 }
 
 /// Plain loops and the `matrixmultiply` of `ndarray`, on one thread.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PlainEngine;
+#[derive(Clone, Debug, Default)]
+pub struct PlainEngine {
+    gradient: Vec<f32>,
+}
 
 impl Engine for PlainEngine {
     fn linear_gradient(
@@ -117,31 +123,33 @@ impl Engine for PlainEngine {
         batch: &Batch<'_>,
         weight: &[f32],
         bias: &[f32],
-        gradient: &mut [f32],
-    ) -> Result<f64, EngineError> {
+    ) -> Result<Gradient<'_>, EngineError> {
         let features = taken(batch.table, batch.rows);
         let shape = (bias.len(), features.ncols());
+        let n_weights = weight.len();
         let weight = ArrayView2::from_shape(shape, weight)?;
         let mut logits = features.dot(&weight.t());
         logits += &ndarray::ArrayView1::from(bias);
         let loss = residuals(&mut logits, batch);
-        let (of_weight, of_bias) = gradient.split_at_mut(weight.len());
+        self.gradient.resize(n_weights + bias.len(), 0.0);
+        let (of_weight, of_bias) = self.gradient.split_at_mut(n_weights);
         let mut of_weight = ndarray::ArrayViewMut2::from_shape(shape, of_weight)?;
         ndarray::linalg::general_mat_mul(1.0, &logits.t(), &features, 0.0, &mut of_weight);
         for (target, column) in of_bias.iter_mut().zip(logits.columns()) {
             *target = column.iter().map(|&value| f64::from(value)).sum::<f64>() as f32;
         }
-        Ok(loss)
+        Ok(Gradient { loss, parts: vec![&self.gradient] })
     }
 
-    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32], gradient: &mut [f32]) -> Result<f64, EngineError> {
+    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32]) -> Result<Gradient<'_>, EngineError> {
         let scores = taken(batch.table, batch.rows);
         let mut logits = &scores * &ndarray::ArrayView1::from(scale);
         let loss = residuals(&mut logits, batch);
-        for ((target, residuals), scores) in gradient.iter_mut().zip(logits.columns()).zip(scores.columns()) {
-            *target = residuals.iter().zip(scores).map(|(&r, &s)| f64::from(r) * f64::from(s)).sum::<f64>() as f32;
-        }
-        Ok(loss)
+        self.gradient.clear();
+        self.gradient.extend(logits.columns().into_iter().zip(scores.columns()).map(|(residuals, scores)| {
+            residuals.iter().zip(scores).map(|(&r, &s)| f64::from(r) * f64::from(s)).sum::<f64>() as f32
+        }));
+        Ok(Gradient { loss, parts: vec![&self.gradient] })
     }
 
     fn raw_scores(

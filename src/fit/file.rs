@@ -53,7 +53,8 @@ pub(super) fn head_file(
     if let Some(counts) = &counts {
         tensors.insert("train_counts".to_owned(), TensorView::I64(counts, vec![counts.len()]));
     }
-    let mut file = Vec::new();
+    // Room for the header, and for the matrix, which is nearly all of it.
+    let mut file = Vec::with_capacity(4 * matrix.len() + (1 << 16));
     write_safetensors(&mut file, &metadata, &tensors)
         .map_err(|error| FitError::Invalid { reason: error.to_string() })?;
     Ok(file)

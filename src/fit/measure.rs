@@ -138,16 +138,19 @@ impl<'a, 't> Scored<'a, 't> {
         let mut correct = vec![vec![0; n_classes]; scorings.len()];
         self.each(engine, watch, |scores, labels, _| {
             // Under every setting before the next rows: these stay in the nearest caches.
-            let blocks: Vec<&[f32]> = scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).collect();
-            let best = in_parallel(&blocks, |block| {
-                let of_setting =
-                    |scoring: &&Scoring| block.chunks_exact(n_classes).map(|raw| scoring.best_class(raw)).collect();
-                scorings.iter().map(of_setting).collect::<Vec<Vec<Option<usize>>>>()
+            let blocks: Vec<_> =
+                scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).zip(labels.chunks(ROWS_OF_A_BLOCK)).collect();
+            let is_best = in_parallel(&blocks, |(block, labels)| {
+                let of_setting = |scoring: &&Scoring| {
+                    let rows = block.chunks_exact(n_classes).zip(*labels);
+                    rows.map(|(raw, &label)| scoring.is_best(raw, label as usize)).collect()
+                };
+                scorings.iter().map(of_setting).collect::<Vec<Vec<bool>>>()
             });
-            for (best, labels) in best.iter().zip(labels.chunks(ROWS_OF_A_BLOCK)) {
-                for (best, correct) in best.iter().zip(&mut correct) {
-                    for (best, &label) in best.iter().zip(labels) {
-                        correct[label as usize] += u64::from(*best == Some(label as usize));
+            for (is_best, (_, labels)) in is_best.iter().zip(blocks) {
+                for (is_best, correct) in is_best.iter().zip(&mut correct) {
+                    for (&is_best, &label) in is_best.iter().zip(labels) {
+                        correct[label as usize] += u64::from(is_best);
                     }
                 }
             }

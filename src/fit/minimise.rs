@@ -4,7 +4,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 
 use super::{
     FitError, Progress, Sampler, Samples, Sgd, Softmax, Solver, Watch,
-    engine::{Batch, Engine, EngineError, Rows, pieces},
+    engine::{Batch, Engine, EngineError, Gradient, Rows, pieces},
     lbfgs,
 };
 use crate::heads::{Parameters, Weights};
@@ -23,25 +23,24 @@ pub(super) enum Loss<'a> {
 }
 
 impl Loss<'_> {
-    /// `Σᵢ ωᵢ CEᵢ` over a batch and its gradient, which is overwritten.
-    fn gradient(
+    /// `Σᵢ ωᵢ CEᵢ` over a batch and its gradient.
+    fn gradient<'e>(
         &self,
-        engine: &mut dyn Engine,
+        engine: &'e mut dyn Engine,
         batch: &Batch<'_>,
         parameters: &[f32],
-        gradient: &mut [f32],
-    ) -> Result<f64, EngineError> {
+    ) -> Result<Gradient<'e>, EngineError> {
         match self {
             Self::Linear => {
                 let n_columns = batch.table.ncols();
                 let (weight, bias) = parameters.split_at(parameters.len() / (n_columns + 1) * n_columns);
-                engine.linear_gradient(batch, weight, bias, gradient)
+                engine.linear_gradient(batch, weight, bias)
             }
-            Self::Scale => engine.scale_gradient(batch, parameters, gradient),
+            Self::Scale => engine.scale_gradient(batch, parameters),
             Self::ScaleOf(layer) => {
                 let scores = layer.scores(engine, batch.table, batch.rows)?;
                 let rows = Rows::Range { start: 0, end: batch.rows.len() };
-                engine.scale_gradient(&Batch { table: scores.view(), rows, ..*batch }, parameters, gradient)
+                engine.scale_gradient(&Batch { table: scores.view(), rows, ..*batch }, parameters)
             }
         }
     }
@@ -118,7 +117,6 @@ impl Problem<'_, '_> {
         let mut sampler = Sampler::new(recipe.sampling, samples.labels(), samples.num_classes(), recipe.seed);
         let mut parameters = start;
         let mut steps = Sgd::new(parameters.len(), recipe.momentum, recipe.weight_decay);
-        let mut gradient = vec![0.0f32; parameters.len()];
         let (mut batch, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let mut best: Option<(f64, usize, Vec<f32>)> = None;
         let mut samples_seen = 0;
@@ -138,8 +136,9 @@ impl Problem<'_, '_> {
                     labels: &labels,
                     row_weights: &row_weights,
                 };
-                sum += loss.gradient(engine, &drawn, &parameters, &mut gradient)?;
-                steps.step(learning_rate, &gradient, &mut parameters);
+                let gradient = loss.gradient(engine, &drawn, &parameters)?;
+                sum += gradient.loss;
+                steps.step(learning_rate, &gradient.parts, &mut parameters);
                 samples_seen += batch_size;
                 let done = ((epoch - 1) * n_steps + step) as f64 / (recipe.epochs * n_steps) as f64;
                 watch.tell(Progress {
@@ -185,7 +184,6 @@ impl Problem<'_, '_> {
             .map(|&label| (shares[label as usize] / counts[label as usize] as f64) as f32)
             .collect();
         let n_pieces = samples.len().div_ceil(ROWS_AT_ONCE);
-        let mut part = vec![0.0f32; start.len()];
         let mut rounded = vec![0.0f32; start.len()];
         let (mut iteration, mut samples_seen) = (0, 0);
         let mut evaluate = |point: &[f64], gradient: &mut [f64]| -> Result<f64, FitError> {
@@ -202,8 +200,9 @@ impl Problem<'_, '_> {
                     labels: &samples.labels()[range.clone()],
                     row_weights: &row_weights[range.clone()],
                 };
-                value += loss.gradient(engine, &batch, &rounded, &mut part)?;
-                for (sum, &part) in gradient.iter_mut().zip(&part) {
+                let of_piece = loss.gradient(engine, &batch, &rounded)?;
+                value += of_piece.loss;
+                for (sum, &part) in gradient.iter_mut().zip(of_piece.parts.into_iter().flatten()) {
                     *sum += f64::from(part);
                 }
                 samples_seen += range.len();

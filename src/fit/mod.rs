@@ -27,7 +27,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 
 use serde::Serialize;
 
-pub use engine::{Batch, Engine, EngineError, PlainEngine, RawScores, Rows};
+pub use engine::{Batch, Engine, EngineError, Gradient, PlainEngine, RawScores, Rows};
 pub use measure::measure;
 pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
 pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
@@ -313,7 +313,7 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
 
     let provenance = provenance(task, epoch);
     let file = head_file(method, &parameters, &settings, prior, train_counts.as_deref(), provenance)?;
-    let head = HeadFile::parse(&file).map_err(|error| FitError::Invalid { reason: error.to_string() })?.head;
+    let head = HeadFile::parse_head(&file).map_err(|error| FitError::Invalid { reason: error.to_string() })?;
     let report = match (&validation, task.validation) {
         (Some(samples), Validation::Set(set)) => Some((samples, set)),
         (Some(samples), _) => Some((samples, task.features)),

@@ -32,30 +32,29 @@ pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch
     let origin = vec![0.0; samples.feature_dim()];
     let mean = match options.transform {
         Transform::Cl2n => {
-            let total = sums(&Map { center: &origin, normalize: false })?.sum_axis(ndarray::Axis(0));
+            let total = sums(&Map { center: None })?.sum_axis(ndarray::Axis(0));
             Some((total / samples.len() as f64).mapv(|value| value as f32))
         }
         Transform::None | Transform::L2n => None,
     };
-    let center = mean.as_ref().and_then(|mean| mean.as_slice()).unwrap_or(&origin);
-    let map = Map { center, normalize: options.transform != Transform::None };
-    let mut centroids = sums(&map)?;
-    for (mut row, &count) in centroids.rows_mut().into_iter().zip(&counts) {
-        row /= count.max(1) as f64;
+    let center = match options.transform {
+        Transform::None => None,
+        Transform::L2n => Some(origin.as_slice()),
+        Transform::Cl2n => mean.as_ref().and_then(|mean| mean.as_slice()),
+    };
+    let class_sums = sums(&Map { center })?;
+    let mut centroids = Array2::zeros(class_sums.dim());
+    for ((mut centroid, sum), &count) in centroids.rows_mut().into_iter().zip(class_sums.rows()).zip(&counts) {
+        let n = count.max(1) as f64;
+        centroid.zip_mut_with(&sum, |mean: &mut f32, sum| *mean = (sum / n) as f32);
     }
-    Ok(Parameters::Ncm {
-        centroids: centroids.mapv(|value| value as f32),
-        mean,
-        transform: options.transform,
-        metric: options.metric,
-    })
+    Ok(Parameters::Ncm { centroids, mean, transform: options.transform, metric: options.metric })
 }
 
-/// `g(x) = x − center`, then to unit length if so.
+/// `g(x)`: `x`, or `(x − center) / max(‖x − center‖, 1e-12)`, so that a row of zeros stays one.
 struct Map<'a> {
     /// `[D]`.
-    center: &'a [f32],
-    normalize: bool,
+    center: Option<&'a [f32]>,
 }
 
 /// The sum of `g(x)` over the rows of each class, `[C, D]`, in f64.
@@ -99,48 +98,70 @@ fn class_sums(
 
 /// Adds `g(x)` of some rows to a sum.
 fn add_mapped<const N: usize>(rows: [&[f32]; N], map: &Map<'_>, sum: &mut [f64]) {
-    // `max(‖x − μ‖, 1e-12)`: a row of zeros stays one.
-    let norm = |squared: f64| squared.sqrt().max(f64::from(NORM_EPSILON));
-    let scales = match map.normalize {
-        true => squared_distances(rows, map.center).map(|squared| 1.0 / norm(squared)),
-        false => [1.0; N],
-    };
-    add_scaled(rows, map.center, scales, sum);
+    let Some(center) = map.center else { return add(rows, sum) };
+    let squared = squared_distances(rows, center);
+    // Beyond these the squares, or the scales, leave the range of f32; below the first a row counts as this long.
+    let safe = f64::from(NORM_EPSILON).powi(2)..1e30;
+    if squared.iter().all(|squared| safe.contains(squared)) {
+        return add_scaled(rows, center, squared.map(|squared| squared.sqrt().recip() as f32), sum);
+    }
+    for row in rows {
+        let differences = || row.iter().zip(center).map(|(&x, &center)| f64::from(x) - f64::from(center));
+        let squared: f64 = differences().map(|difference| difference * difference).sum();
+        let norm = squared.sqrt().max(f64::from(NORM_EPSILON));
+        sum.iter_mut().zip(differences()).for_each(|(sum, difference)| *sum += difference / norm);
+    }
 }
 
-/// Adds `Σₙ sₙ (xₙ − μ)`. The difference comes first: of a row next to the centre nothing else would be left but rounding.
+/// Adds `Σₙ xₙ`.
 #[multiversion(targets("x86_64+avx2"))]
-fn add_scaled<const N: usize>(rows: [&[f32]; N], center: &[f32], scales: [f64; N], sum: &mut [f64]) {
+fn add<const N: usize>(rows: [&[f32]; N], sum: &mut [f64]) {
+    let rows = rows.map(|row| &row[..sum.len()]);
+    for (column, sum) in sum.iter_mut().enumerate() {
+        *sum += rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
+    }
+}
+
+/// Adds `Σₙ sₙ (xₙ − μ)` of a few vectors that these scales bring to length 1: float32 has room for them, and twice as many
+/// of its numbers go into a register. The difference comes first: of a row next to μ nothing else would be left but rounding.
+#[multiversion(targets("x86_64+avx2"))]
+fn add_scaled<const N: usize>(rows: [&[f32]; N], center: &[f32], scales: [f32; N], sum: &mut [f64]) {
     let rows = rows.map(|row| &row[..sum.len()]);
     for (column, (sum, &center)) in sum.iter_mut().zip(center).enumerate() {
         let mut added = 0.0;
         for n in 0..N {
-            added += scales[n] * (f64::from(rows[n][column]) - f64::from(center));
+            added += scales[n] * (rows[n][column] - center);
         }
-        *sum += added;
+        *sum += f64::from(added);
     }
 }
 
-/// `‖xₙ − μ‖²`.
+/// `‖xₙ − μ‖²`, to 1e-7 of itself if no square leaves the range of f32.
 #[multiversion(targets("x86_64+avx2"))]
 fn squared_distances<const N: usize>(rows: [&[f32]; N], center: &[f32]) -> [f64; N] {
-    // Sums side by side: one alone would wait for each addition to end.
-    const LANES: usize = 8;
-    let mut lanes = [[0.0f64; LANES]; N];
-    let rows = rows.map(|row| row[..center.len()].as_chunks::<LANES>());
+    // Sums side by side: one alone would wait for each addition to end. None of them takes more than eight squares in f32.
+    const LANES: usize = 16;
+    const AT_ONCE: usize = 8;
     let (centers, rest_of_center) = center.as_chunks::<LANES>();
-    for (block, center) in centers.iter().enumerate() {
-        for n in 0..N {
+    let mut squared = [0.0; N];
+    // A loop, not `map`: what that calls is compiled for any processor.
+    for (squared, row) in squared.iter_mut().zip(rows) {
+        let (xs, rest) = row[..center.len()].as_chunks::<LANES>();
+        let mut sums = [0.0f64; LANES];
+        for (xs, centers) in xs.chunks(AT_ONCE).zip(centers.chunks(AT_ONCE)) {
+            let mut lanes = [0.0f32; LANES];
+            for (x, center) in xs.iter().zip(centers) {
+                for lane in 0..LANES {
+                    let difference = x[lane] - center[lane];
+                    lanes[lane] += difference * difference;
+                }
+            }
             for lane in 0..LANES {
-                let difference = f64::from(rows[n].0[block][lane]) - f64::from(center[lane]);
-                lanes[n][lane] += difference * difference;
+                sums[lane] += f64::from(lanes[lane]);
             }
         }
-    }
-    let mut squared = lanes.map(|lanes| lanes.iter().sum());
-    for (squared, (_, rest)) in squared.iter_mut().zip(rows) {
-        let differences = rest.iter().zip(rest_of_center).map(|(&x, &center)| f64::from(x) - f64::from(center));
-        *squared += differences.map(|difference| difference * difference).sum::<f64>();
+        let rest = rest.iter().zip(rest_of_center).map(|(x, center)| f64::from(x - center).powi(2));
+        *squared = sums.into_iter().chain(rest).sum();
     }
     squared
 }

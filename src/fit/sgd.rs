@@ -20,18 +20,22 @@ impl Sgd {
         Self { velocity: vec![0.0; num_parameters], momentum: momentum as f32, weight_decay: weight_decay as f32 }
     }
 
-    /// One step along `gradient`, `[num_parameters]`.
-    pub fn step(&mut self, learning_rate: f64, gradient: &[f32], parameters: &mut [f32]) {
+    /// One step along a gradient, whose parts are `[num_parameters]` together.
+    pub fn step(&mut self, learning_rate: f64, gradient: &[&[f32]], parameters: &mut [f32]) {
         let (momentum, decay, rate) = (self.momentum, self.weight_decay, learning_rate as f32);
-        if parameters.len() < 2 * PARAMETERS_AT_ONCE {
-            return step(rate, momentum, decay, gradient, &mut self.velocity, parameters);
-        }
+        let (mut velocity, mut parameters) = (self.velocity.as_mut_slice(), parameters);
         // The matrix products of a step run on all cores; so must this, or it is a tenth of the fit.
-        let n = parameters.len().div_ceil(std::thread::available_parallelism().map_or(1, usize::from));
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
-            let parts = gradient.chunks(n).zip(self.velocity.chunks_mut(n)).zip(parameters.chunks_mut(n));
-            for ((gradient, velocity), parameters) in parts {
-                scope.spawn(move || step(rate, momentum, decay, gradient, velocity, parameters));
+            for part in gradient {
+                let n = if part.len() < 2 * PARAMETERS_AT_ONCE { part.len() } else { part.len().div_ceil(n_threads) };
+                for gradient in part.chunks(n.max(1)) {
+                    let (these_velocities, these_parameters);
+                    (these_velocities, velocity) = velocity.split_at_mut(gradient.len());
+                    (these_parameters, parameters) = parameters.split_at_mut(gradient.len());
+                    let mut run = move || step(rate, momentum, decay, gradient, these_velocities, these_parameters);
+                    if n < part.len() { _ = scope.spawn(run) } else { run() }
+                }
             }
         });
     }

@@ -113,6 +113,11 @@ impl HeadFile {
     /// # Errors
     /// [`HeadFileError`] names the tensor or the key, and what it should be.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadFileError> {
+        Ok(Self { head: Self::parse_head(bytes)?, digest: Digest::of(bytes) })
+    }
+
+    /// The head alone: what needs no digest is spared it.
+    pub(crate) fn parse_head(bytes: &[u8]) -> Result<Head, HeadFileError> {
         let container = |error: safetensors::SafeTensorError| HeadFileError::Container { reason: error.to_string() };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(container)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(container)?;
@@ -121,8 +126,7 @@ impl HeadFile {
             .as_ref()
             .map(|map| map.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
             .unwrap_or_default();
-        let reader = Reader { tensors, metadata };
-        Ok(Self { head: reader.head()?, digest: Digest::of(bytes) })
+        Reader { tensors, metadata }.head()
     }
 }
 

@@ -218,7 +218,8 @@ impl Head {
         derived.kind = kind;
         derived.train_prior = TrainPrior::default_of(kind);
         derived.initial_settings = initial;
-        derived.provenance.clear();
+        // How the weights were fitted says nothing of this head; the samples that they have met are still no test of it.
+        derived.provenance.retain(|key, _| key.ends_with("_set_digest"));
         Ok(derived)
     }
 

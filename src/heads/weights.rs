@@ -1,6 +1,6 @@
 //! The part of a head that costs a matrix product.
 
-use std::fmt;
+use std::{fmt, sync::OnceLock};
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut1};
 use sha2::{Digest as _, Sha256};
@@ -61,7 +61,8 @@ pub struct Weights {
     matrix: Array2<f32>,
     feature_map: FeatureMap,
     squared_norm: bool,
-    digest: Digest,
+    /// Of everything above, when it is first asked for: a large matrix takes milliseconds.
+    digest: OnceLock<Digest>,
 }
 
 impl Weights {
@@ -69,16 +70,7 @@ impl Weights {
     /// gives `‖g(x)‖²`.
     pub fn new(matrix: Array2<f32>, feature_map: FeatureMap, squared_norm: bool) -> Self {
         let matrix = if matrix.is_standard_layout() { matrix } else { matrix.as_standard_layout().into_owned() };
-        let mut hasher = Sha256::new();
-        hasher.update((matrix.nrows() as u64).to_le_bytes());
-        hasher.update((matrix.ncols() as u64).to_le_bytes());
-        hash_values(&mut hasher, matrix.as_slice().unwrap_or_default());
-        hasher.update([u8::from(squared_norm), matches!(feature_map, FeatureMap::Identity).into()]);
-        if let FeatureMap::CenterL2Normalize { mean } = &feature_map {
-            hash_values(&mut hasher, &mean.to_vec());
-        }
-        let digest = Digest::finish(hasher);
-        Self { matrix, feature_map, squared_norm, digest }
+        Self { matrix, feature_map, squared_norm, digest: OnceLock::new() }
     }
 
     /// `W`, `[C, D]`, in row-major order.
@@ -98,7 +90,17 @@ impl Weights {
 
     /// Two weights with equal digests give equal products.
     pub fn digest(&self) -> Digest {
-        self.digest
+        *self.digest.get_or_init(|| {
+            let mut hasher = Sha256::new();
+            hasher.update((self.matrix.nrows() as u64).to_le_bytes());
+            hasher.update((self.matrix.ncols() as u64).to_le_bytes());
+            hash_values(&mut hasher, self.matrix.as_slice().unwrap_or_default());
+            hasher.update([u8::from(self.squared_norm), matches!(self.feature_map, FeatureMap::Identity).into()]);
+            if let FeatureMap::CenterL2Normalize { mean } = &self.feature_map {
+                hash_values(&mut hasher, &mean.to_vec());
+            }
+            Digest::finish(hasher)
+        })
     }
 
     /// C.

@@ -10,12 +10,11 @@ use std::{
 
 use serde::Serialize;
 
-use super::{FitJobs, JobError, Shared};
+use super::{FitJobs, JobError, Shared, priority::at_low_priority};
 use crate::{
     evaluate::Report,
     fit::{FitError, Samples, Watch, measure},
     heads::{Scoring, Settings, SettingsPatch},
-    onnx::FitEngine,
     registry::{FeatureSetInUse, HeadId, Model, PublishedHead, RegistryError},
 };
 
@@ -95,22 +94,24 @@ impl FitJobs {
         scorings.extend(scorings_of(&head, tau)?);
         let _place = Place::take(&self.shared)?;
 
-        let engine_error = |error: &dyn std::fmt::Display| JobError::Engine(error.to_string());
-        let mut engine = FitEngine::new(&self.shared.session(model)).map_err(|error| engine_error(&error))?;
         let mut on_progress = |_| match is_unwanted.load(Ordering::Acquire) || self.shared.is_stopping() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
         let (samples, scorings) = (Samples::all(set.set()), scorings.iter().collect::<Vec<_>>());
-        let mut watch = Watch::new(&mut on_progress);
-        let measured = measure(&samples, head.head.weights(), &scorings, model.shots(), &mut engine, &mut watch);
-        let measured = measured.map_err(|error| match error {
-            FitError::LogitsNotFinite { row } => JobError::NotFinite { row },
-            FitError::Cancelled => JobError::Stopping,
-            error => engine_error(&error),
-        })?;
+        let measured = at_low_priority("evaluation", || {
+            let mut engine = self.shared.engine(model)?;
+            let mut watch = Watch::new(&mut on_progress);
+            let measured = measure(&samples, head.head.weights(), &scorings, model.shots(), &mut *engine, &mut watch);
+            measured.map_err(|error| match error {
+                FitError::LogitsNotFinite { row } => JobError::NotFinite { row },
+                FitError::Cancelled => JobError::Stopping,
+                error => JobError::Engine(error.to_string()),
+            })
+        });
+        let measured = measured.unwrap_or_else(|error| Err(JobError::Engine(error)))?;
         let mut reports = measured.iter().map(|evaluation| evaluation.report());
-        let report = reports.next().ok_or_else(|| engine_error(&"there is no report"))?;
+        let report = reports.next().ok_or_else(|| JobError::Engine("there is no report".to_owned()))?;
         let points = |tau: &[f64]| tau.iter().zip(reports).map(|(&tau, report)| TauPoint { tau, report }).collect();
         Ok(EvaluationAnswer {
             id: head.id.clone(),

@@ -12,6 +12,7 @@
 mod error;
 mod evaluate;
 mod job;
+mod priority;
 mod record;
 mod request;
 mod worker;
@@ -34,6 +35,7 @@ pub use request::FitRequest;
 
 use self::request::Inputs;
 use crate::{
+    fit::Engine,
     heads::{Digest, HeadKind},
     metrics::{FitMetrics, Metrics},
     registry::{Author, Model, StateError},
@@ -77,6 +79,18 @@ struct Shared {
     is_stopping: AtomicBool,
     models: Mutex<BTreeMap<String, ModelJobs>>,
     evaluations: AtomicUsize,
+    wrap: WrapEngine,
+}
+
+type Wrap = dyn Fn(Box<dyn Engine>) -> Box<dyn Engine> + Send + Sync;
+
+/// Puts something around each engine.
+struct WrapEngine(Box<Wrap>);
+
+impl std::fmt::Debug for WrapEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WrapEngine").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -94,6 +108,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl FitJobs {
     /// No fits, and no threads yet.
     pub fn new(options: FitOptions, metrics: Arc<Metrics>) -> Self {
+        Self::with_engines(options, metrics, |engine| engine)
+    }
+
+    /// Like [`new`](Self::new), with something put around each engine: what a test holds, or lets fail.
+    pub fn with_engines(
+        options: FitOptions,
+        metrics: Arc<Metrics>,
+        wrap: impl Fn(Box<dyn Engine>) -> Box<dyn Engine> + Send + Sync + 'static,
+    ) -> Self {
         let shared = Shared {
             options,
             metrics,
@@ -102,6 +125,7 @@ impl FitJobs {
             is_stopping: AtomicBool::new(false),
             models: Mutex::default(),
             evaluations: AtomicUsize::new(0),
+            wrap: WrapEngine(Box::new(wrap)),
         };
         Self { shared: Arc::new(shared), threads: Mutex::default() }
     }

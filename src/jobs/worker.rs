@@ -1,24 +1,23 @@
 //! Running one fit.
 
 use std::{
-    any::Any,
     ops::ControlFlow,
     time::{Duration, Instant},
 };
 
 use serde_json::value::RawValue;
 
-use super::{FitJob, FitState, INTERRUPTED, PublishPolicy, ReportSummary, Shared, job, request::Inputs};
+use super::{
+    FitJob, FitState, INTERRUPTED, JobError, PublishPolicy, ReportSummary, Shared, job, priority::at_low_priority,
+    request::Inputs,
+};
 use crate::{
     fit::{Engine, FitError, Fitted, Progress, Watch, fit, measure},
     metrics::FitMetrics,
     onnx::{FitEngine, SessionOptions},
-    registry::{Author, Edit, HeadId},
+    registry::{Author, Edit, HeadId, Model},
 };
 
-/// How much less than what serves a fit is favoured: as much as can be. At 10 it still made the slowest answers wait.
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 19;
 /// How often whoever watches is told how far a fit is.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Macro accuracies that differ by less are equal: the last bits depend on the order of a sum.
@@ -59,18 +58,9 @@ pub(super) fn run(shared: &Shared, job: &FitJob) {
     metrics.queued.dec();
     metrics.running.inc();
     let start = Instant::now();
-    // A thread for each fit: it keeps its low priority, and what is published is built on this one, which has none.
-    let outcome = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("fit".to_owned());
-        let spawned = thread.spawn_scoped(scope, || {
-            lower_priority();
-            outcome(shared, job, &inputs, &metrics)
-        });
-        match spawned {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| Err(Failure::Error(panicked(&*panic)))),
-            Err(error) => Err(Failure::Error(format!("its thread cannot be started: {error}"))),
-        }
-    });
+    // What is published is built on this thread, whose priority is not low.
+    let outcome = at_low_priority("fit", || outcome(shared, job, &inputs, &metrics))
+        .unwrap_or_else(|error| Err(Failure::Error(error)));
     drop(inputs);
     let method = job.record().method;
     shared.metrics.fit_took(job.model.name(), method.as_str(), start.elapsed());
@@ -128,7 +118,7 @@ pub(super) fn run(shared: &Shared, job: &FitJob) {
 }
 
 fn outcome(shared: &Shared, job: &FitJob, inputs: &Inputs, metrics: &FitMetrics) -> Result<Outcome, Failure> {
-    let mut engine = engine(shared, job)?;
+    let mut engine = shared.engine(&job.model).map_err(|error| Failure::Error(error.to_string()))?;
     let start = Instant::now();
     let mut told: Option<Instant> = None;
     let mut on_progress = |progress: Option<Progress>| {
@@ -143,13 +133,13 @@ fn outcome(shared: &Shared, job: &FitJob, inputs: &Inputs, metrics: &FitMetrics)
         }
         ControlFlow::Continue(())
     };
-    let fitted = fit(&inputs.task(), &mut engine, &mut Watch::new(&mut on_progress))?;
+    let fitted = fit(&inputs.task(), &mut *engine, &mut Watch::new(&mut on_progress))?;
     let mut quiet = |_| match job.is_asked_to_end() || shared.is_stopping() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
     let rival = match job.record().publish {
-        PublishPolicy::IfBetter => rival(job, inputs, &mut engine, &mut Watch::new(&mut quiet))?,
+        PublishPolicy::IfBetter => rival(job, inputs, &mut *engine, &mut Watch::new(&mut quiet))?,
         PublishPolicy::Never | PublishPolicy::Always => None,
     };
     // Whoever asked for its end before there was a head gets it.
@@ -159,18 +149,16 @@ fn outcome(shared: &Shared, job: &FitJob, inputs: &Inputs, metrics: &FitMetrics)
     }
 }
 
-fn engine(shared: &Shared, job: &FitJob) -> Result<FitEngine, Failure> {
-    FitEngine::new(&shared.session(&job.model)).map_err(|error| Failure::Error(format!("the engine failed: {error}")))
-}
-
 impl Shared {
-    /// Where the engine of a fit or an evaluation of that model runs: where the model does.
-    pub(super) fn session(&self, model: &crate::registry::Model) -> SessionOptions {
-        SessionOptions {
+    /// The engine of a fit or an evaluation of that model; it runs where the model does.
+    pub(super) fn engine(&self, model: &Model) -> Result<Box<dyn Engine>, JobError> {
+        let options = SessionOptions {
             device: model.provider().into(),
             threads: self.options.threads,
             cuda_memory_limit_bytes: self.options.cuda_memory_limit_bytes,
-        }
+        };
+        let engine = FitEngine::new(&options).map_err(|error| JobError::Engine(error.to_string()))?;
+        Ok((self.wrap.0)(Box::new(engine)))
     }
 }
 
@@ -217,36 +205,6 @@ fn publish(job: &FitJob, outcome: &Outcome) -> (Option<HeadId>, Option<String>) 
         Err(error) => {
             tracing::error!(fit = job.record().id, %error, "the head of a fit cannot be published: {error}");
             (None, Some(format!("not published: {error}")))
-        }
-    }
-}
-
-/// What a panic said.
-fn panicked(panic: &(dyn Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    format!("the fit panicked: {message}")
-}
-
-/// Lets what serves go first. Threads that this one starts inherit it.
-fn lower_priority() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::warn!(%error, "the priority of a fit cannot be lowered");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_becomes_words() {
-        for (panic, words) in [
-            (std::panic::catch_unwind(|| panic!("of text")).unwrap_err(), "the fit panicked: of text"),
-            (std::panic::catch_unwind(|| panic!("of {}", 1)).unwrap_err(), "the fit panicked: of 1"),
-        ] {
-            assert_eq!(panicked(&*panic), words);
         }
     }
 }

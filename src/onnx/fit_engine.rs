@@ -17,7 +17,7 @@ use super::fit_graph::{
 use super::head_graph::ScorerSpec;
 use super::scorer::Scorer;
 use super::session::tell_fallback;
-use crate::fit::{Batch, Engine, EngineError, RawScores, Rows};
+use crate::fit::{Batch, Engine, EngineError, Gradient, RawScores, Rows};
 use crate::heads::{Digest, Weights};
 
 /// Computes the products and gradients of a fit in ONNX Runtime sessions, built when they are first needed.
@@ -31,6 +31,8 @@ pub struct FitEngine {
     sessions: HashMap<(Fitted, bool), Session>,
     scorer: Option<(Digest, Scorer)>,
     held: Option<Held>,
+    /// What the last step gave back.
+    gradient: Vec<Tensor<f32>>,
 }
 
 /// A table on the device, and where it lies on the host: whoever holds it there keeps it as it is.
@@ -61,11 +63,12 @@ impl FitEngine {
 
     fn prove(options: &SessionOptions, provider: Provider) -> Result<Self, OnnxError> {
         let options = SessionOptions { device: provider.into(), ..options.clone() };
-        let mut engine = Self { options, provider, sessions: HashMap::new(), scorer: None, held: None };
+        let mut engine =
+            Self { options, provider, sessions: HashMap::new(), scorer: None, held: None, gradient: Vec::new() };
         let features = ndarray::array![[1.0f32]];
         let batch = Batch { table: features.view(), rows: Rows::Index(&[0]), labels: &[0], row_weights: &[1.0] };
         let weight: (&str, [usize; 2], &[f32]) = (WEIGHT, [2, 1], &[0.0, 0.0]);
-        engine.step(Fitted::Linear, &batch, Some(weight), (BIAS, &[0.0, 0.0]), &mut [0.0; 4])?;
+        engine.step(Fitted::Linear, &batch, Some(weight), (BIAS, &[0.0, 0.0]))?;
         Ok(engine)
     }
 
@@ -75,15 +78,16 @@ impl FitEngine {
         self.provider
     }
 
-    /// One batch through the graph: the loss; the gradients one after the other into `gradient`.
+    /// One batch through the graph.
     fn step(
         &mut self,
         fitted: Fitted,
         batch: &Batch<'_>,
         matrix: Option<(&str, [usize; 2], &[f32])>,
         vector: (&str, &[f32]),
-        gradient: &mut [f32],
-    ) -> Result<f64, OnnxError> {
+    ) -> Result<Gradient<'_>, OnnxError> {
+        // Its memory is taken for the next one.
+        self.gradient.clear();
         let n = batch.rows.len();
         let run_error = |source| OnnxError::Run { n, source };
         let is_cpu = self.provider == Provider::Cpu;
@@ -126,20 +130,16 @@ impl FitEngine {
                 entry.insert(build_session(&model, None, &self.options, self.provider, None)?)
             }
         };
-        let outputs = session.run(SessionInputs::from(inputs)).map_err(run_error)?;
-        let mut filled = 0;
-        for name in [GRADIENT, BIAS_GRADIENT] {
-            let Some(value) = outputs.get(name) else { continue };
-            let (_, values) = value.try_extract_tensor::<f32>().map_err(run_error)?;
-            let target = gradient.get_mut(filled..filled + values.len());
-            let shape_error = OnnxError::OutputShape { found: vec![values.len() as i64], n, feature_dim: filled };
-            target.ok_or(shape_error)?.copy_from_slice(values);
-            filled += values.len();
-        }
+        let mut outputs = session.run(SessionInputs::from(inputs)).map_err(run_error)?;
         let missing = OnnxError::OutputShape { found: Vec::new(), n, feature_dim: 1 };
         let value = outputs.get(LOG_LIKELIHOOD).ok_or(missing)?;
         let (_, values) = value.try_extract_tensor::<f32>().map_err(run_error)?;
-        Ok(-values.first().copied().map_or(0.0, f64::from))
+        let loss = -values.first().copied().map_or(0.0, f64::from);
+        for value in [GRADIENT, BIAS_GRADIENT].into_iter().filter_map(|name| outputs.remove(name)) {
+            self.gradient.push(value.downcast().map_err(run_error)?);
+        }
+        let parts = self.gradient.iter().map(|part| Ok(part.try_extract_tensor()?.1)).collect::<ort::Result<_>>();
+        Ok(Gradient { loss, parts: parts.map_err(run_error)? })
     }
 }
 
@@ -163,14 +163,13 @@ impl Engine for FitEngine {
         batch: &Batch<'_>,
         weight: &[f32],
         bias: &[f32],
-        gradient: &mut [f32],
-    ) -> Result<f64, EngineError> {
+    ) -> Result<Gradient<'_>, EngineError> {
         let shape = [bias.len(), batch.table.ncols()];
-        Ok(self.step(Fitted::Linear, batch, Some((WEIGHT, shape, weight)), (BIAS, bias), gradient)?)
+        Ok(self.step(Fitted::Linear, batch, Some((WEIGHT, shape, weight)), (BIAS, bias))?)
     }
 
-    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32], gradient: &mut [f32]) -> Result<f64, EngineError> {
-        Ok(self.step(Fitted::Scale, batch, None, (SCALE, scale), gradient)?)
+    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32]) -> Result<Gradient<'_>, EngineError> {
+        Ok(self.step(Fitted::Scale, batch, None, (SCALE, scale))?)
     }
 
     fn raw_scores(

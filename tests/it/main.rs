@@ -11,6 +11,8 @@ mod contract;
 mod crash;
 mod feature_sets;
 mod fit;
+#[cfg(feature = "server")]
+mod fuzz;
 mod heads;
 #[cfg(feature = "server")]
 mod http;

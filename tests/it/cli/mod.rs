@@ -49,14 +49,14 @@ fn text(bytes: &[u8]) -> String {
 
 /// What it prints when all goes well.
 #[track_caller]
-fn prints(arguments: &[&str]) -> String {
+pub(crate) fn prints(arguments: &[&str]) -> String {
     let Output { status, stdout, stderr } = equipoise(arguments).output().expect("the binary runs");
     assert!(status.success(), "{arguments:?}: {}", text(&stderr));
     text(&stdout)
 }
 
 #[track_caller]
-fn prints_json(arguments: &[&str]) -> Value {
+pub(crate) fn prints_json(arguments: &[&str]) -> Value {
     serde_json::from_str(&prints(arguments)).expect("it prints one JSON document")
 }
 

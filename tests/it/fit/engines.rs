@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use equipoise::{
-    fit::{Batch, Engine, PlainEngine, Rows},
+    fit::{Batch, Engine, Gradient, PlainEngine, Rows},
     heads::{FeatureMap, Weights},
 };
 use ndarray::{Array1, Array2};
@@ -54,19 +54,17 @@ proptest! {
 
         let all = |engine: &mut dyn Engine| {
             engine.hold(table.view()).unwrap();
-            let (mut linear, mut scaled) = (vec![0.0; c * d + c], vec![0.0; c]);
-            let losses = [
-                engine.linear_gradient(&of_features, &weight, &bias, &mut linear).unwrap() as f32,
-                engine.scale_gradient(&of_scores, &scale, &mut scaled).unwrap() as f32,
-            ];
-            let mut found = vec![losses.to_vec(), linear, scaled];
+            let mut found = Vec::new();
+            let mut keep = |gradient: Gradient<'_>| found.extend([vec![gradient.loss as f32], gradient.parts.concat()]);
+            keep(engine.linear_gradient(&of_features, &weight, &bias).unwrap());
+            keep(engine.scale_gradient(&of_scores, &scale).unwrap());
             for weights in &weights {
                 let scores = engine.raw_scores(table.view(), rows, weights).unwrap();
                 found.extend([scores.raw, scores.squared_norms.unwrap()]);
             }
             found
         };
-        let expected = all(&mut PlainEngine);
+        let expected = all(&mut PlainEngine::default());
         for (name, mut engine) in engines() {
             for (index, (found, expected)) in all(&mut *engine).iter().zip(&expected).enumerate() {
                 prop_assert!(close(found, expected), "{} {}: {:?}, expected {:?}", name, index, found, expected);

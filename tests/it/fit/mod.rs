@@ -44,7 +44,7 @@ fn fit_plainly(
     base: Option<&Head>,
 ) -> Result<Fitted, FitError> {
     let task = FitTask { recipe, features, validation, base, shots: None, cache_bytes: 1 << 30 };
-    fit(&task, &mut PlainEngine, &mut Watch::new(&mut |_| ControlFlow::Continue(())))
+    fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Continue(())))
 }
 
 fn numbers(value: &Value) -> Vec<f64> {

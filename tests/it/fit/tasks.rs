@@ -210,7 +210,7 @@ fn a_fit_ends_when_its_watcher_says_so() {
             shots: None,
             cache_bytes: 1 << 30,
         };
-        let outcome = fit(&task, &mut PlainEngine, &mut Watch::new(&mut |_| ControlFlow::Break(())));
+        let outcome = fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Break(())));
         assert!(matches!(outcome, Err(FitError::Cancelled)), "{method}");
     }
 }
@@ -237,7 +237,7 @@ fn progress_goes_from_0_to_1_and_never_back() {
             told.extend(progress.map(|progress| progress.done));
             ControlFlow::Continue(())
         };
-        fit(&task, &mut PlainEngine, &mut Watch::new(&mut on_progress)).unwrap();
+        fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut on_progress)).unwrap();
         assert!(!told.is_empty() && told.windows(2).all(|pair| pair[0] <= pair[1]), "{method}: {told:?}");
         assert!(told.iter().all(|done| (0.0..=1.0).contains(done)), "{method}: {told:?}");
     }
@@ -257,7 +257,7 @@ fn lws_without_a_cache_gives_the_same_factors() {
                 shots: None,
                 cache_bytes,
             };
-            fit(&task, &mut PlainEngine, &mut Watch::new(&mut |_| ControlFlow::Continue(()))).unwrap()
+            fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Continue(()))).unwrap()
         };
         assert!(run(0).file == run(1 << 30).file, "{params}");
     }

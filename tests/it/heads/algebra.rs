@@ -1,7 +1,7 @@
 //! Properties of the algebra, for heads of every kind.
 
 use equipoise::heads::{
-    BiasMode, Head, HeadKind, MAX_TAU, Metric, Parameters, Scores, SettingsPatch, Transform, softmax, top_k,
+    BiasMode, Head, HeadKind, MAX_TAU, Metric, Parameters, Scores, Scoring, SettingsPatch, Transform, softmax, top_k,
 };
 use ndarray::{Array1, Array2, Axis};
 use proptest::prelude::*;
@@ -216,6 +216,27 @@ proptest! {
             let best = scoring.predict(Scores { raw: &raw, squared_norm: 0.0 }, k, &mut Vec::new()).unwrap();
             prop_assert_eq!(best.len(), k.min(n_unmasked));
             prop_assert!(best.iter().all(|best| counts[best.class] > 0));
+        }
+    }
+
+    /// Logits that differ by less than f32 can tell, and logits beyond it, are still told apart as f64 has them.
+    #[test]
+    fn the_best_class_is_the_first_largest_logit(
+        rows in prop::collection::vec((0u8..4, -3i8..4, 0u64..3), 1..100), size in -60i32..60, shifted: bool,
+    ) {
+        let size = 10f64.powi(size);
+        let near_one = |step: i8| 1.0 + f64::from(step) * 3e-8;
+        let raw: Vec<f32> = rows.iter().map(|row| f32::from(row.0 / 3) + 1.0).collect();
+        let scale: Vec<f64> = rows.iter().map(|row| near_one(row.1) * size).collect();
+        let shift: Vec<f64> = rows.iter().map(|row| if shifted { near_one(-row.1) * size } else { 0.0 }).collect();
+        let counts: Vec<u64> = rows.iter().map(|row| row.2).collect();
+        let logits = (0..rows.len()).map(|class| (class, scale[class] * f64::from(raw[class]) + shift[class]));
+        let expected = logits
+            .filter(|&(class, _)| counts[class] > 0)
+            .fold(None, |best: Option<(usize, f64)>, one| if best.is_none_or(|best| one.1 > best.1) { Some(one) } else { best });
+        let scoring = Scoring::new(scale.clone(), shift.clone(), 1.0, Some(&counts));
+        for class in 0..rows.len() {
+            prop_assert_eq!(scoring.is_best(&raw, class), expected.is_some_and(|best| best.0 == class), "{}", class);
         }
     }
 

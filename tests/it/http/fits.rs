@@ -1,8 +1,17 @@
 //! Fits, and evaluations of what came of them.
 
-use std::sync::OnceLock;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 
+use equipoise::{
+    fit::{Batch, Engine, EngineError, Gradient, RawScores, Rows},
+    heads::{HeadKind, Weights},
+    jobs::{FitJobs, FitOptions, FitRecord, FitRequest, FitState, PublishPolicy},
+};
 use futures_util::StreamExt;
+use ndarray::ArrayView2;
 use serde_json::{Value, json};
 
 use super::head_file;
@@ -147,6 +156,11 @@ async fn the_whole_story_of_a_fit() {
     }
     assert!(evaluation["warnings"][0].as_str().unwrap().contains("chosen on this very set"), "{evaluation}");
     assert!(evaluation.get("curve").is_none());
+    // A head that shares its weights has met the same samples.
+    app.derive_head("shifted", json!({ "kind": "tau_norm", "base": "mine", "tau": 0.2 })).await.expect(201);
+    let of_derived = post(&app, "heads/shifted/evaluate", &json!({ "feature_set": val })).await.expect(200).json();
+    assert!(of_derived["warnings"][0].as_str().unwrap().contains("`shifted` version 1 was chosen"), "{of_derived}");
+    app.delete_head("shifted").await.expect(204);
 
     // All of it is there after a restart.
     let fit = get(&app, &id).await;
@@ -447,6 +461,114 @@ async fn many_evaluations_at_once_are_answered_or_refused() {
     }
     assert!(answered > 0);
     post(&app, "heads/tau/evaluate", &json!({ "feature_set": train })).await.expect(200);
+}
+
+/// An engine that panics in the midst of a fit, while it is told to.
+struct Panicking {
+    engine: Box<dyn Engine>,
+    panics: Arc<AtomicBool>,
+}
+
+impl Engine for Panicking {
+    fn linear_gradient(
+        &mut self,
+        batch: &Batch<'_>,
+        weight: &[f32],
+        bias: &[f32],
+    ) -> Result<Gradient<'_>, EngineError> {
+        assert!(!self.panics.load(Ordering::SeqCst), "injected");
+        self.engine.linear_gradient(batch, weight, bias)
+    }
+
+    fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32]) -> Result<Gradient<'_>, EngineError> {
+        self.engine.scale_gradient(batch, scale)
+    }
+
+    fn raw_scores(
+        &mut self,
+        table: ArrayView2<'_, f32>,
+        rows: Rows<'_>,
+        weights: &Weights,
+    ) -> Result<RawScores, EngineError> {
+        assert!(!self.panics.load(Ordering::SeqCst), "injected");
+        self.engine.raw_scores(table, rows, weights)
+    }
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_fit_or_evaluation_and_nothing_else() {
+    let setup = Setup::new();
+    let app = setup.start();
+    let train = upload(&app, "train").await;
+    let panics = Arc::new(AtomicBool::new(true));
+    let model = Arc::clone(app.server.app().registry.model(None).unwrap());
+    let options = FitOptions { queue_capacity: 4, concurrency: 1, threads: 1, cuda_memory_limit_bytes: None };
+    let wrap = {
+        let panics = Arc::clone(&panics);
+        move |engine| -> Box<dyn Engine> { Box::new(Panicking { engine, panics: Arc::clone(&panics) }) }
+    };
+    let jobs = FitJobs::with_engines(options, Arc::clone(&app.server.app().metrics), wrap);
+    jobs.start(&[Arc::clone(&model)]).unwrap();
+    let request = FitRequest {
+        method: HeadKind::Crt,
+        feature_set: train.clone(),
+        head: "crt".to_owned(),
+        base: None,
+        validation: None,
+        publish: PublishPolicy::Always,
+        params: serde_json::Map::new(),
+    };
+    let ends = || -> Arc<FitRecord> {
+        let id = jobs.submit(&model, &equipoise::registry::Author::admin(), &request).unwrap().id.clone();
+        loop {
+            let record = jobs.get(&model, &id).unwrap().record();
+            if record.state.is_finished() {
+                return record;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    let wanted = AtomicBool::new(false);
+    let evaluate = || jobs.evaluate(&model, ("joint", None), &train, None, &wanted);
+
+    let versions = || model.state().head("crt", None).unwrap().id.version;
+    let failed = ends();
+    assert_eq!((failed.state, failed.error.as_deref()), (FitState::Failed, Some("the fit panicked: injected")));
+    assert_eq!(versions(), 1);
+    let refused = evaluate().unwrap_err().to_string();
+    assert!(refused.contains("the evaluation panicked: injected"), "{refused}");
+
+    // Neither the thread of the queue nor a place among the evaluations is lost, and the feature set is free.
+    panics.store(false, Ordering::SeqCst);
+    assert_eq!(ends().state, FitState::Succeeded);
+    assert_eq!(versions(), 2);
+    for _ in 0..3 {
+        evaluate().unwrap();
+    }
+    send(app.admin("DELETE", &format!("feature-sets/{train}"))).await.expect(204);
+}
+
+#[tokio::test]
+async fn the_command_line_evaluates_as_the_server_does() {
+    let (app, _, val) = shared().await;
+    let taus = [0.0, 0.3, 0.6, 2.0];
+    let mut answer =
+        post(app, "heads/tau/evaluate", &json!({ "feature_set": val, "tau": taus })).await.expect(200).json();
+    let joint = icons30().join("heads/joint.safetensors");
+    let fit = ["fit", "--method", "tau_norm", "--param", "tau=[0.6]", "--param", "bias=\"drop\""];
+    let folder = tempfile::tempdir().unwrap();
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let [train, val] = ["train", "val"].map(|name| path(&icons30().join(format!("features/{name}.npz"))));
+    let head = path(&folder.path().join("tau.safetensors"));
+    crate::cli::prints(&[&fit[..], &["--features", &train, "--base", &path(&joint), "-o", &head]].concat());
+    let evaluate = ["evaluate", "--features", &val, "--head", &head, "--json"];
+    let report = crate::cli::prints_json(&evaluate);
+    let curve = crate::cli::prints_json(&[&evaluate[..], &["--tau", "0,0.3,0.6,2"]].concat());
+    assert_eq!(answer["curve"], curve["curve"]);
+    for key in ["head", "version", "settings", "curve", "warnings"] {
+        answer.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    assert_eq!(answer, report);
 }
 
 #[tokio::test]
