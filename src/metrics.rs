@@ -61,6 +61,10 @@ pub struct Metrics {
     head_tau: GaugeVec,
     head_info: IntGaugeVec,
     model_info: IntGaugeVec,
+    state_generation: IntGaugeVec,
+    state_lag: GaugeVec,
+    state_reachable: IntGaugeVec,
+    state_damaged: IntGaugeVec,
     feature_sets: IntGaugeVec,
     feature_set_bytes: IntGaugeVec,
     fits_running: IntGaugeVec,
@@ -175,6 +179,27 @@ impl Metrics {
                     &["model"],
                 ),
             ),
+            state_generation: int_gauge("equipoise_state_generation", "Generation that is served", &["model"]),
+            state_lag: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "equipoise_state_lag_seconds",
+                        "Time since the state that is served was last known to be the newest",
+                    ),
+                    &["model"],
+                ),
+            ),
+            state_reachable: int_gauge(
+                "equipoise_state_reachable",
+                "1 when the store of the state answered the last time, else 0",
+                &["model"],
+            ),
+            state_damaged: int_gauge(
+                "equipoise_state_damaged_files",
+                "Files of the state that are damaged or missing",
+                &["model"],
+            ),
             feature_sets: int_gauge("equipoise_feature_sets", "Feature sets that are kept", &["model"]),
             feature_set_bytes: int_gauge("equipoise_feature_set_bytes", "Bytes on the disk that they take", &["model"]),
             registry,
@@ -217,6 +242,16 @@ impl Metrics {
             workers: self.workers.with_label_values(&[model]),
             restarts: ["panic", "session"].map(|reason| self.worker_restarts.with_label_values(&[model, reason])),
             image_errors: self.image_errors.clone(),
+        }
+    }
+
+    /// The metrics of where a model's state is kept, with their labels resolved.
+    pub fn of_state(&self, model: &str) -> StateMetrics {
+        StateMetrics {
+            generation: self.state_generation.with_label_values(&[model]),
+            lag: self.state_lag.with_label_values(&[model]),
+            reachable: self.state_reachable.with_label_values(&[model]),
+            damaged: self.state_damaged.with_label_values(&[model]),
         }
     }
 
@@ -342,6 +377,19 @@ impl ModelMetrics {
     pub fn image_error(&self, reason: &str) {
         self.image_errors.with_label_values(&[reason]).inc();
     }
+}
+
+/// The metrics of where a model's state is kept.
+#[derive(Clone, Debug)]
+pub struct StateMetrics {
+    /// The generation that is served.
+    pub generation: IntGauge,
+    /// Seconds since it was last known to be the newest.
+    pub lag: Gauge,
+    /// Whether the store answered the last time.
+    pub reachable: IntGauge,
+    /// Files that are damaged or missing.
+    pub damaged: IntGauge,
 }
 
 /// The metrics of a model's feature sets.

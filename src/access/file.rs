@@ -9,7 +9,11 @@ use std::{
 use serde::Deserialize;
 
 use super::{ADMIN, KnownToken, Role};
-use crate::{heads::Digest, registry::is_valid_name, reload::FileUnreadable};
+use crate::{
+    heads::Digest,
+    registry::{Author, is_valid_name},
+    reload::FileUnreadable,
+};
 
 /// What is wrong with a file of tokens.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,7 @@ fn parse(path: &Path, content: &[u8]) -> Result<Vec<KnownToken>, TokenFileError>
         let problem = match (&digest, role.parse::<Role>()) {
             _ if !is_valid_name(&name) => "a name has 1 to 64 of letters, digits, `.`, `_` and `-`",
             _ if name == ADMIN => "`admin` is the name of the token that every server has",
+            _ if name == Author::SERVER => "`server` is what the audit calls the server itself",
             _ if tokens.iter().any(|token| *token.name == *name) => "two tokens have this name",
             (_, Err(_)) => "`role` is one of predict, operate and admin",
             (None, _) => "`sha256` is the token's SHA-256 in 64 hexadecimal digits",

@@ -73,7 +73,7 @@ pub(super) fn run(options: &ClassifyOptions) -> anyhow::Result<()> {
     }
     let model = options.model.load(options.images.len())?;
     let choice = HeadChoice { head: options.head.clone(), top_k: Some(options.top_k.get()), tau: options.tau };
-    let (heads, requests) = choose_heads(&model, &choice).map_err(|error| {
+    let (heads, requests) = choose_heads(&model.state(), &choice).map_err(|error| {
         anyhow!("{}; model `{}` has {}", error.of_query(), model.name(), head_names(&model.state()))
     })?;
 

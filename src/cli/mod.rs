@@ -1,7 +1,7 @@
 //! The command line: one file a subcommand.
 //!
 //! ```text
-//! serve      classify   extract   fit   evaluate   import   inspect   token
+//! serve      classify   extract   fit   evaluate   import   inspect   token   gc
 //! model      loads a model without a server, through the same line that the server uses
 //! images     runs files through it, some at a time, in order
 //! fit_files  what fits and evaluations read: feature sets within a limit, heads, training counts
@@ -16,6 +16,7 @@ mod extract;
 mod failure;
 mod fit;
 mod fit_files;
+mod gc;
 mod images;
 mod import;
 mod inspect;
@@ -65,6 +66,9 @@ enum Command {
     /// Make tokens for the callers of a server
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Remove old generations of the state, and head files that none of the kept ones names
+    #[command(after_help = gc::NOTES)]
+    Gc(Box<gc::GcOptions>),
 }
 
 /// Runs the command that the process was given: exit code 2 for wrong usage, 1 for a failure, with one line that says what
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Import(options) => import::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Token(command) => token::run(&command),
+        Command::Gc(options) => gc::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,7 +12,7 @@ mod resolved;
 
 use std::{
     net::SocketAddr,
-    num::{NonZeroU32, NonZeroUsize},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
 };
 
@@ -23,6 +23,7 @@ use crate::onnx::DeviceChoice;
 
 pub use error::ConfigError;
 pub use resolved::{AdminToken, Config, RateLimit, TlsFiles};
+pub(crate) use resolved::{cloud_options, default_state_dir};
 
 /// What `equipoise serve` takes. What is not given is looked for in the configuration file, then has its default.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -60,6 +61,18 @@ pub struct ServeOptions {
     /// [default: $XDG_STATE_HOME/equipoise or ~/.local/state/equipoise]
     #[arg(long, env = "EQUIPOISE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// Where published heads and settings are kept when several servers serve the same models: file:///DIR, or with the
+    /// feature `cloud` s3://BUCKET/PREFIX, gs://... or az://... (credentials from the environment, as the clients of these
+    /// take them). The token, feature sets and fits stay in --state-dir, which each server has for itself [default: all in
+    /// --state-dir]
+    #[arg(long, env = "EQUIPOISE_STATE", value_name = "URL")]
+    pub state: Option<String>,
+
+    /// With --state, how often to look for what other servers have changed, in milliseconds, give or take a quarter
+    /// [default: 2000]
+    #[arg(long, env = "EQUIPOISE_STATE_POLL_MS", value_name = "MS")]
+    pub state_poll_ms: Option<NonZeroU64>,
 
     /// Where models run: auto (CUDA if it really works, else the CPU), cpu, cuda or cuda:N (fails at start if it does not
     /// work) [default: auto]
@@ -261,6 +274,8 @@ impl ServeOptions {
             tls_cert: self.tls_cert.or(file.tls_cert),
             tls_key: self.tls_key.or(file.tls_key),
             state_dir: self.state_dir.or(file.state_dir),
+            state: self.state.or(file.state),
+            state_poll_ms: self.state_poll_ms.or(file.state_poll_ms),
             device: self.device.or(file.device),
             sessions: self.sessions.or(file.sessions),
             threads: self.threads.or(file.threads),

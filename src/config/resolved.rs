@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    num::{NonZeroU32, NonZeroUsize},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -50,6 +50,10 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// What survives a restart.
     pub state_dir: PathBuf,
+    /// The URL of the store that others share, if there is one.
+    pub state: Option<String>,
+    /// How often to look there for changes.
+    pub state_poll: Duration,
     /// Device.
     pub device: DeviceChoice,
     /// Sessions of a model, if that was said.
@@ -135,6 +139,8 @@ impl ServeOptions {
             admin_listen: self.admin_listen,
             tls,
             state_dir: self.state_dir.or_else(default_state_dir).ok_or(ConfigError::NoStateDir)?,
+            state: self.state,
+            state_poll: milliseconds(self.state_poll_ms.map(NonZeroU64::get), 2000),
             device: self.device.unwrap_or(DeviceChoice::Auto),
             sessions: self.sessions.map(NonZeroUsize::get),
             threads: self.threads.map(NonZeroUsize::get),
@@ -179,7 +185,16 @@ fn rate_limit(images_per_second: Option<f64>, burst: Option<u32>) -> Result<Opti
     Ok(Some(RateLimit { images_per_second, burst }))
 }
 
-fn default_state_dir() -> Option<PathBuf> {
+/// What the environment tells the clients of clouds: names and values.
+pub(crate) fn cloud_options() -> Vec<(String, String)> {
+    let is_one = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+    let pairs =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    pairs.filter(|(name, _)| is_one(name)).collect()
+}
+
+/// Where the state is kept if nothing else is said.
+pub(crate) fn default_state_dir() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
     base.map(|base| base.join("equipoise"))

@@ -30,7 +30,7 @@ use Need::{Always, IfClosed, Nothing};
 use Role::{Admin, Operate, Predict};
 
 /// What every route asks of its caller.
-pub const NEEDS: [(&str, &str, Need); 28] = [
+pub const NEEDS: [(&str, &str, Need); 30] = [
     ("POST", "/v1/classify", IfClosed(Predict)),
     ("POST", "/v1/models/{model}/classify", IfClosed(Predict)),
     ("POST", "/v1/models/{model}/features", IfClosed(Predict)),
@@ -49,6 +49,8 @@ pub const NEEDS: [(&str, &str, Need); 28] = [
     ("DELETE", "/admin/v1/models/{model}/heads/{head}", Always(Admin)),
     ("POST", "/admin/v1/models/{model}/heads/{head}/evaluate", Always(Operate)),
     ("PUT", "/admin/v1/models/{model}/default-head", Always(Operate)),
+    ("POST", "/admin/v1/models/{model}/rollback", Always(Operate)),
+    ("GET", "/admin/v1/audit", Always(Operate)),
     ("GET", "/admin/v1/models/{model}/feature-sets", Always(Operate)),
     ("POST", "/admin/v1/models/{model}/feature-sets", Always(Operate)),
     ("GET", "/admin/v1/models/{model}/feature-sets/{id}", Always(Operate)),

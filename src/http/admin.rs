@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::{Path, RawQuery, State},
     http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +16,13 @@ use super::{
     body::{self, present},
     classify::{deadline, parse_query},
     error::ApiError,
+    generation::{Conditional, tagged},
     layers::Arrived,
     models::HeadView,
 };
 use crate::{
     heads::{BiasMode, HeadKind, SettingsPatch},
-    registry::{HeadId, Model, RegistryError, is_valid_name, parse_head_reference},
+    registry::{Changed, Edit, HeadId, Model, PublishedHead, RegistryError, is_valid_name, parse_head_reference},
 };
 
 #[derive(Serialize)]
@@ -32,20 +33,31 @@ pub(super) struct HeadList {
 }
 
 /// `GET /admin/v1/models/{model}/heads`
-pub(super) async fn list_heads(State(app): AppState, Path(model): Path<String>) -> Result<Json<HeadList>, ApiError> {
+pub(super) async fn list_heads(State(app): AppState, Path(model): Path<String>) -> Result<Response, ApiError> {
     let model = app.registry.model(Some(&model))?;
     let state = model.state();
-    let heads = state.series().map(|(name, _)| HeadView::of(model, name, None)).collect::<Result<_, _>>()?;
-    Ok(Json(HeadList { model: model.name().to_owned(), default: state.default.clone(), heads }))
+    let heads = state.series().map(|(name, _)| HeadView::of(&state, name, None)).collect::<Result<_, _>>()?;
+    let list = HeadList { model: model.name().to_owned(), default: state.default.clone(), heads };
+    Ok(tagged(state.generation, Json(list)))
 }
 
 /// `GET /admin/v1/models/{model}/heads/{head}`
 pub(super) async fn get_head(
     State(app): AppState,
     Path((model, head)): Path<(String, String)>,
-) -> Result<Json<HeadView>, ApiError> {
+) -> Result<Response, ApiError> {
     let (name, version) = reference(&head)?;
-    Ok(Json(HeadView::of(app.registry.model(Some(&model))?, name, version)?))
+    let state = app.registry.model(Some(&model))?.state();
+    let view = HeadView::of(&state, name, version)?;
+    Ok(tagged(state.generation, Json(view)))
+}
+
+/// A head as a change left it: in the state of that change, whatever has come after.
+fn changed_head(
+    Changed { made, state }: Changed<Arc<PublishedHead>>,
+    version: Option<u32>,
+) -> Result<(u64, Json<HeadView>), RegistryError> {
+    Ok((state.generation, Json(HeadView::of(&state, &made.id.head, version)?)))
 }
 
 #[derive(Deserialize)]
@@ -64,23 +76,28 @@ pub(super) async fn patch_head(
     State(app): AppState,
     Extension(arrived): Extension<Arrived>,
     Path((model, head)): Path<(String, String)>,
+    Conditional(edit): Conditional,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<HeadView>, ApiError> {
+) -> Result<Response, ApiError> {
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let (name, version) = reference(&head)?;
-    model.state().head(name, version)?;
+    // Of a head that another server has published, this one may not know yet.
+    if !model.is_shared() {
+        model.state().head(name, version)?;
+    }
     let SettingsBody { tau, bias, temperature } = json_body(&app, arrived, &headers, body).await?;
     let name = name.to_owned();
-    let view = blocking(move || {
-        model.patch(&name, version, SettingsPatch { tau, bias, temperature })?;
-        HeadView::of(&model, &name, version)
+    let changed = blocking(move || {
+        let patch = SettingsPatch { tau, bias, temperature };
+        changed_head(model.patch(&edit, &name, version, patch)?, version)
     });
-    Ok(Json(view.await?))
+    let (generation, view) = changed.await?;
+    Ok(tagged(generation, view))
 }
 
-/// What a PUT asks the registry for: the version that came of it.
-type Publish = Box<dyn FnOnce(&Model, &str) -> Result<u32, RegistryError> + Send>;
+/// What a PUT asks the registry for.
+type Publish = Box<dyn FnOnce(&Model, &Edit, &str) -> Result<Changed<Arc<PublishedHead>>, RegistryError> + Send>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +117,7 @@ pub(super) async fn put_head(
     State(app): AppState,
     Extension(arrived): Extension<Arrived>,
     Path((model, head)): Path<(String, String)>,
+    Conditional(edit): Conditional,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -116,12 +134,12 @@ pub(super) async fn put_head(
             };
             let base_name = base_name.to_owned();
             let patch = SettingsPatch { tau, bias, temperature };
-            Box::new(move |model, name| Ok(model.publish_derived(name, kind, (&base_name, version), patch)?.id.version))
+            Box::new(move |model, edit, name| model.publish_derived(edit, name, kind, (&base_name, version), patch))
         }
         None | Some("application/octet-stream") => {
             let deadline = deadline(&app, &headers, arrived.0)?;
             let file = body::read(&headers, body, app.max_body_bytes, deadline).await?;
-            Box::new(move |model, name| Ok(model.publish_file(name, &file)?.id.version))
+            Box::new(move |model, edit, name| model.publish_file(edit, name, &file))
         }
         Some(found) => {
             return Err(ApiError::UnsupportedMediaType {
@@ -130,11 +148,13 @@ pub(super) async fn put_head(
             });
         }
     };
-    let view = blocking(move || {
-        let version = publish(&model, &head)?;
-        HeadView::of(&model, &head, Some(version))
+    let changed = blocking(move || {
+        let published = publish(&model, &edit, &head)?;
+        let version = published.made.id.version;
+        changed_head(published, Some(version))
     });
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(view.await?)).into_response())
+    let (generation, view) = changed.await?;
+    Ok(tagged(generation, (StatusCode::CREATED, [(header::LOCATION, location)], view)))
 }
 
 #[derive(Deserialize)]
@@ -148,7 +168,8 @@ pub(super) async fn delete_head(
     State(app): AppState,
     Path((model, head)): Path<(String, String)>,
     RawQuery(query): RawQuery,
-) -> Result<StatusCode, ApiError> {
+    Conditional(edit): Conditional,
+) -> Result<Response, ApiError> {
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let (name, in_path) = reference(&head)?;
     let DeleteQuery { version } = parse_query(query.as_deref())?;
@@ -156,8 +177,8 @@ pub(super) async fn delete_head(
         return Err(ApiError::Query("the path names another version".to_owned()));
     }
     let name = name.to_owned();
-    blocking(move || model.delete(&name, version.or(in_path))).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let deleted = blocking(move || model.delete(&edit, &name, version.or(in_path))).await?;
+    Ok(tagged(deleted.state.generation, StatusCode::NO_CONTENT))
 }
 
 #[derive(Deserialize)]
@@ -173,19 +194,38 @@ pub(super) async fn put_default_head(
     State(app): AppState,
     Extension(arrived): Extension<Arrived>,
     Path(model): Path<String>,
+    Conditional(edit): Conditional,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<HeadView>, ApiError> {
+) -> Result<Response, ApiError> {
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let DefaultBody { head, version } = json_body(&app, arrived, &headers, body).await?;
     if !is_valid_name(&head) {
         return Err(ApiError::Invalid(format!("`head` is `{head}`, which is no name of a head")));
     }
-    let view = blocking(move || {
-        let activated = model.activate(&head, version)?;
-        HeadView::of(&model, &head, Some(activated.id.version))
+    let changed = blocking(move || {
+        let activated = model.activate(&edit, &head, version)?;
+        let version = activated.made.id.version;
+        changed_head(activated, Some(version))
     });
-    Ok(Json(view.await?))
+    let (generation, view) = changed.await?;
+    Ok(tagged(generation, view))
+}
+
+/// `POST /admin/v1/models/{model}/rollback`: back to the default before the present one, and its settings of then.
+pub(super) async fn roll_back(
+    State(app): AppState,
+    Path(model): Path<String>,
+    Conditional(edit): Conditional,
+) -> Result<Response, ApiError> {
+    let model = Arc::clone(app.registry.model(Some(&model))?);
+    let changed = blocking(move || {
+        let restored = model.roll_back(&edit)?;
+        let version = restored.made.id.version;
+        changed_head(restored, Some(version))
+    });
+    let (generation, view) = changed.await?;
+    Ok(tagged(generation, view))
 }
 
 /// Reads a JSON body, which must say that it is one.

@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::{Path, RawQuery, State},
     http::HeaderMap,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use serde::de::DeserializeOwned;
 
@@ -16,6 +16,7 @@ use super::{
     access::Allowance,
     body::{self, InputsForm},
     error::ApiError,
+    generation::of_generation,
     layers::Arrived,
     predictions::{ClassifyResponse, HeadChoice, choose_heads},
 };
@@ -58,7 +59,8 @@ struct Question {
 async fn answer(app: &App, model: &Model, question: Question) -> Result<Response, ApiError> {
     let Question { arrived: Arrived(start), query, allowance, headers, body } = question;
     let choice: HeadChoice = parse_query(query.as_deref())?;
-    let (heads, requests) = choose_heads(model, &choice)?;
+    let state = model.state();
+    let (heads, requests) = choose_heads(&state, &choice)?;
     let form = InputsForm::of(&headers)?;
     let deadline = deadline(app, &headers, start)?;
     allowance.look()?;
@@ -66,7 +68,7 @@ async fn answer(app: &App, model: &Model, question: Question) -> Result<Response
     let inputs = form.parse(&headers, body, model.feature_dim()).await?;
     allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
-    Ok(Json(ClassifyResponse::new(model, &heads, outputs, start)).into_response())
+    Ok(of_generation(state.generation, Json(ClassifyResponse::new(model, &heads, outputs, start))))
 }
 
 /// Parses a query; unknown, repeated and malformed values are refused, by name. No key may be required.

@@ -61,6 +61,14 @@ pub(crate) enum ApiError {
     /// Multipart that is broken.
     #[error("the multipart body is broken: {0}")]
     Multipart(String),
+    /// A generation that a request wants to see, and that there is not yet.
+    #[error("generation {wanted} is not there yet: the model is at generation {generation}")]
+    GenerationNotReached {
+        /// What the request wants.
+        wanted: u64,
+        /// What there is.
+        generation: u64,
+    },
     /// No token.
     #[error("this needs `Authorization: Bearer TOKEN`")]
     Unauthorized,
@@ -133,6 +141,7 @@ impl ApiError {
             Self::JsonSyntax(_) => (S::BAD_REQUEST, "invalid_json"),
             Self::Invalid(_) => (S::UNPROCESSABLE_ENTITY, "invalid_body"),
             Self::Multipart(_) => (S::BAD_REQUEST, "invalid_multipart"),
+            Self::GenerationNotReached { .. } => (S::SERVICE_UNAVAILABLE, "generation_not_reached"),
             Self::Unauthorized => (S::UNAUTHORIZED, "unauthorized"),
             Self::Forbidden => (S::FORBIDDEN, "forbidden"),
             Self::RoleTooSmall { .. } => (S::FORBIDDEN, "role_too_small"),
@@ -175,6 +184,9 @@ impl ApiError {
                 RegistryError::HeadFile(_) => (S::UNPROCESSABLE_ENTITY, "invalid_head"),
                 RegistryError::Derive(_) => (S::UNPROCESSABLE_ENTITY, "invalid_base"),
                 RegistryError::Incompatible { .. } => (S::UNPROCESSABLE_ENTITY, "incompatible_head"),
+                RegistryError::PreconditionFailed { .. } => (S::PRECONDITION_FAILED, "precondition_failed"),
+                RegistryError::Contended { .. } => (S::SERVICE_UNAVAILABLE, "state_contended"),
+                RegistryError::NoPreviousDefault => (S::CONFLICT, "no_previous_default"),
                 RegistryError::IsDefault { .. } => (S::CONFLICT, "head_is_default"),
                 RegistryError::HasDependents { .. } => (S::CONFLICT, "head_has_dependents"),
                 RegistryError::FeatureSetNotFound { .. } => (S::NOT_FOUND, "feature_set_not_found"),
@@ -186,6 +198,7 @@ impl ApiError {
                 },
                 RegistryError::StorageFull { .. } => (S::INSUFFICIENT_STORAGE, "insufficient_storage"),
                 RegistryError::Session(_) => (S::INTERNAL_SERVER_ERROR, "session_failed"),
+                RegistryError::State(error) if error.is_unreachable() => (S::SERVICE_UNAVAILABLE, "state_unreachable"),
                 RegistryError::State(_) => (S::INTERNAL_SERVER_ERROR, "state_not_written"),
             },
         }
@@ -198,6 +211,7 @@ impl ApiError {
             | Self::Batch(BatchError::DeadlineExceeded | BatchError::Unavailable)
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow
+            | Self::GenerationNotReached { .. }
             | Self::Unauthorized
             | Self::Forbidden
             | Self::RoleTooSmall { .. }
@@ -211,6 +225,7 @@ impl ApiError {
             },
             Self::Registry(error) => match **error {
                 RegistryError::NotLoaded => Some("loading"),
+                RegistryError::Contended { .. } => Some(self.status_and_code().1),
                 RegistryError::StorageFull { .. } | RegistryError::FeatureSet(FeatureSetError::TooLarge { .. }) => {
                     Some(self.status_and_code().1)
                 }
@@ -237,6 +252,13 @@ impl ApiError {
             }
             Self::Job(error) if matches!(**error, JobError::Engine(_)) => {
                 "the evaluation failed; the server's log says why".to_owned()
+            }
+            Self::Registry(error)
+                if matches!(**error, RegistryError::State(_)) && status == StatusCode::SERVICE_UNAVAILABLE =>
+            {
+                "the store of the state did not answer as it should, and a change may have been made all the same: the \
+                 server's log says why, the audit what there is"
+                    .to_owned()
             }
             Self::Registry(_) if matches!(status, StatusCode::INTERNAL_SERVER_ERROR) => {
                 "the change could not be made and nothing has changed; the server's log says why".to_owned()

@@ -13,8 +13,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{AppState, admin::blocking, body, classify::parse_query, error::ApiError};
-use crate::registry::{FeatureSetUpload, Model, RegistryError, StoredSet, is_valid_name};
+use super::{AppState, admin::blocking, body, classify::parse_query, error::ApiError, generation::By};
+use crate::registry::{Author, Change, FeatureSetUpload, Kept, Model, RegistryError, StoredSet, is_valid_name};
 
 /// What is collected before a thread is asked to write it: all the memory that an upload holds.
 const BLOCK_BYTES: usize = 1 << 18;
@@ -69,9 +69,15 @@ pub(super) async fn show(
 pub(super) async fn delete(
     State(app): AppState,
     Path((model, id)): Path<(String, String)>,
+    By(author): By,
 ) -> Result<StatusCode, ApiError> {
-    let store = Arc::clone(app.registry.model(Some(&model))?.feature_sets()?);
-    blocking(move || store.delete(&id)).await?;
+    let model = Arc::clone(app.registry.model(Some(&model))?);
+    let delete = move || {
+        model.feature_sets()?.delete(&id)?;
+        model.record(&author, Change::FeatureSetDeleted { id });
+        Ok::<_, RegistryError>(())
+    };
+    blocking(delete).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -86,6 +92,7 @@ pub(super) async fn upload(
     State(app): AppState,
     Path(model): Path<String>,
     RawQuery(query): RawQuery,
+    By(author): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -117,7 +124,7 @@ pub(super) async fn upload(
         }
     }
     received.write(block.freeze()).await?;
-    let (stored, is_new) = received.finish(name).await?;
+    let (stored, is_new) = received.finish(Arc::clone(&model), author, name).await?;
     let view = Json(FeatureSetView::of(&stored));
     if !is_new {
         return Ok(view.into_response());
@@ -165,9 +172,22 @@ impl Received {
     }
 
     /// From here on it runs to its end even if the caller hangs up.
-    async fn finish(mut self, name: Option<String>) -> Result<(Arc<StoredSet>, bool), ApiError> {
+    async fn finish(
+        mut self,
+        model: Arc<Model>,
+        author: Author,
+        name: Option<String>,
+    ) -> Result<(Arc<StoredSet>, bool), ApiError> {
         let upload = self.take()?;
-        blocking(move || upload.finish(name.as_deref())).await
+        let finish = move || {
+            let (stored, kept) = upload.finish(name.as_deref())?;
+            if kept != Kept::Known {
+                let (id, name, digest) = (stored.id.clone(), stored.name.clone(), stored.set.digest().to_hex());
+                model.record(&author, Change::FeatureSetUploaded { id, name, digest });
+            }
+            Ok::<_, RegistryError>((stored, kept == Kept::New))
+        };
+        blocking(finish).await
     }
 
     fn take(&mut self) -> Result<FeatureSetUpload, ApiError> {

@@ -22,15 +22,17 @@ use super::{
     admin::{blocking, json_body},
     body::present,
     error::ApiError,
+    generation::{By, Conditional, tagged},
     layers::Arrived,
 };
 use crate::{
     access::Role,
     heads::HeadKind,
     jobs::{
-        FitJob, FitProgress, FitRecord, FitRequest, FitState, FitTiming, PublishPolicy, ReportSummary, ValidationChoice,
+        FitJob, FitProgress, FitRecord, FitRequest, FitState, FitTiming, JobError, PublishPolicy, ReportSummary,
+        ValidationChoice,
     },
-    registry::{HeadId, Model},
+    registry::{Change, Changed, HeadId, Model},
 };
 
 /// A fit in an answer.
@@ -147,6 +149,7 @@ pub(super) async fn submit(
     Extension(arrived): Extension<Arrived>,
     caller: Caller,
     Path(model): Path<String>,
+    By(author): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -159,7 +162,14 @@ pub(super) async fn submit(
     let validation = validation.map(ValidationBody::choice).transpose()?;
     let request = FitRequest { method, feature_set, head, base, validation, publish, params };
     let name = model.name().to_owned();
-    let record = blocking(move || app.jobs.submit(&model, &request)).await?;
+    let submit = move || {
+        let record = app.jobs.submit(&model, &author, &request)?;
+        let (id, method) = (record.id.clone(), record.method);
+        let (feature_set, head) = (record.feature_set.clone(), record.publish_as.clone());
+        model.record(&author, Change::FitCreated { id, method, feature_set, head });
+        Ok::<_, JobError>(record)
+    };
+    let record = blocking(submit).await?;
     let location = format!("/admin/v1/models/{name}/fits/{}", record.id);
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(json!({ "id": record.id }))).into_response())
 }
@@ -168,10 +178,17 @@ pub(super) async fn submit(
 pub(super) async fn cancel(
     State(app): AppState,
     Path((model, id)): Path<(String, String)>,
+    By(author): By,
 ) -> Result<Response, ApiError> {
-    let job = app.jobs.get(app.registry.model(Some(&model))?, &id)?;
+    let model = Arc::clone(app.registry.model(Some(&model))?);
+    let job = app.jobs.get(&model, &id)?;
     let cancelled = Arc::clone(&job);
-    blocking(move || app.jobs.cancel(&cancelled)).await?;
+    let cancel = move || {
+        app.jobs.cancel(&cancelled)?;
+        model.record(&author, Change::FitCancelled { id });
+        Ok::<_, JobError>(())
+    };
+    blocking(cancel).await?;
     Ok((StatusCode::ACCEPTED, whole(&job)?).into_response())
 }
 
@@ -179,12 +196,13 @@ pub(super) async fn cancel(
 pub(super) async fn publish(
     State(app): AppState,
     Path((model, id)): Path<(String, String)>,
+    Conditional(edit): Conditional,
 ) -> Result<Response, ApiError> {
     let model: &Arc<Model> = app.registry.model(Some(&model))?;
     let job = app.jobs.get(model, &id)?;
-    let published = blocking(move || job.publish()).await?;
-    let location = format!("/admin/v1/models/{}/heads/{}", model.name(), published.head);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(published)).into_response())
+    let Changed { made, state } = blocking(move || job.publish(&edit)).await?;
+    let location = format!("/admin/v1/models/{}/heads/{}", model.name(), made.head);
+    Ok(tagged(state.generation, (StatusCode::CREATED, [(header::LOCATION, location)], Json(made))))
 }
 
 /// `GET /admin/v1/models/{model}/fits/{id}/events`

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod audit;
 mod body;
 mod classify;
 mod error;
@@ -9,6 +10,7 @@ mod evaluate;
 mod feature_sets;
 mod features;
 mod fits;
+mod generation;
 mod layers;
 mod models;
 mod ops;
@@ -121,7 +123,7 @@ impl App {
 type AppState = axum::extract::State<Arc<App>>;
 
 /// Every path that the server answers, and its methods.
-pub const ROUTES: [(&str, &[&str]); 21] = [
+pub const ROUTES: [(&str, &[&str]); 23] = [
     ("/v1/classify", &["POST"]),
     ("/v1/models", &["GET"]),
     ("/v1/models/{model}", &["GET"]),
@@ -137,16 +139,19 @@ pub const ROUTES: [(&str, &[&str]); 21] = [
     ("/admin/v1/models/{model}/heads/{head}", &["GET", "PATCH", "PUT", "DELETE"]),
     ("/admin/v1/models/{model}/heads/{head}/evaluate", &["POST"]),
     ("/admin/v1/models/{model}/default-head", &["PUT"]),
+    ("/admin/v1/models/{model}/rollback", &["POST"]),
     ("/admin/v1/models/{model}/feature-sets", &["GET", "POST"]),
     ("/admin/v1/models/{model}/feature-sets/{id}", &["GET", "DELETE"]),
     ("/admin/v1/models/{model}/fits", &["GET", "POST"]),
     ("/admin/v1/models/{model}/fits/{id}", &["GET", "DELETE"]),
     ("/admin/v1/models/{model}/fits/{id}/events", &["GET"]),
     ("/admin/v1/models/{model}/fits/{id}/publish", &["POST"]),
+    ("/admin/v1/audit", &["GET"]),
 ];
 
 /// The router of [`ROUTES`]; without `with_admin` of those that are not below `/admin`.
 pub fn router(app: Arc<App>, with_admin: bool) -> Router {
+    let of_one_model = axum::middleware::from_fn_with_state(Arc::clone(&app), generation::of_one_model);
     let admin = Router::new()
         .route("/v1/models/{model}/heads", get(admin::list_heads))
         .route(
@@ -155,18 +160,22 @@ pub fn router(app: Arc<App>, with_admin: bool) -> Router {
         )
         .route("/v1/models/{model}/heads/{head}/evaluate", post(evaluate::evaluate))
         .route("/v1/models/{model}/default-head", put(admin::put_default_head))
+        .route("/v1/models/{model}/rollback", post(admin::roll_back))
         .route("/v1/models/{model}/feature-sets", get(feature_sets::list).post(feature_sets::upload))
         .route("/v1/models/{model}/feature-sets/{id}", get(feature_sets::show).delete(feature_sets::delete))
         .route("/v1/models/{model}/fits", get(fits::list).post(fits::submit))
         .route("/v1/models/{model}/fits/{id}", get(fits::show).delete(fits::cancel))
         .route("/v1/models/{model}/fits/{id}/events", get(fits::events))
-        .route("/v1/models/{model}/fits/{id}/publish", post(fits::publish));
+        .route("/v1/models/{model}/fits/{id}/publish", post(fits::publish))
+        .route_layer(of_one_model.clone())
+        .route("/v1/audit", get(audit::show));
     let router = Router::new()
         .route("/v1/classify", post(classify::classify_default))
-        .route("/v1/models", get(models::list))
         .route("/v1/models/{model}", get(models::show))
         .route("/v1/models/{model}/classify", post(classify::classify))
         .route("/v1/models/{model}/features", post(features::features))
+        .route_layer(of_one_model)
+        .route("/v1/models", get(models::list))
         .route("/livez", get(ops::livez))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))

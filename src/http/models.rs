@@ -5,14 +5,15 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, State},
+    response::Response,
 };
 use serde::Serialize;
 
-use super::{AppState, error::ApiError};
+use super::{AppState, error::ApiError, generation::of_generation};
 use crate::{
     heads::{HeadKind, Settings},
     preprocess::PreprocessConfig,
-    registry::{HeadId, Model, PublishedHead, RegistryError},
+    registry::{HeadId, Model, ModelState, PublishedHead, RegistryError},
 };
 
 #[derive(Serialize)]
@@ -85,8 +86,9 @@ pub(super) async fn list(State(app): AppState) -> Result<Json<ModelList>, ApiErr
 }
 
 /// `GET /v1/models/{model}`
-pub(super) async fn show(State(app): AppState, Path(name): Path<String>) -> Result<Json<ModelView>, ApiError> {
-    Ok(Json(ModelView::of(app.registry.model(Some(&name))?)))
+pub(super) async fn show(State(app): AppState, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let view = ModelView::of(app.registry.model(Some(&name))?);
+    Ok(of_generation(view.generation, Json(view)))
 }
 
 /// The head of an admin call's answer: the version that the name resolves to, and all that there are.
@@ -115,10 +117,9 @@ struct VersionView {
 }
 
 impl HeadView {
-    /// The view of one version in the present state of `model`.
-    pub(super) fn of(model: &Model, name: &str, version: Option<u32>) -> Result<Self, RegistryError> {
+    /// The view of one version in a state.
+    pub(super) fn of(state: &ModelState, name: &str, version: Option<u32>) -> Result<Self, RegistryError> {
         use crate::registry::HeadSource;
-        let state = model.state();
         let shown = state.head(name, version)?;
         let view = |head: &Arc<PublishedHead>| {
             let (digest, base) = match &head.source {

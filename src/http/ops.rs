@@ -32,6 +32,7 @@ pub(super) async fn readyz(State(app): AppState) -> Response {
 pub(super) async fn metrics(State(app): AppState) -> Result<Response, ApiError> {
     for model in app.registry.models() {
         model.batcher().observe_queue();
+        model.observe_lag();
     }
     app.metrics.ready.set(i64::from(app.is_ready()));
     let text = app.metrics.render().map_err(|error| ApiError::Internal(error.to_string()))?;

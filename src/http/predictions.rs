@@ -9,7 +9,7 @@ use crate::{
     batcher::{HeadRequest, Output, Outputs, Timing},
     dataset::Shot,
     heads::{HeadKind, Prediction, SettingsPatch},
-    registry::{Model, PublishedHead, RegistryError, parse_head_reference},
+    registry::{Model, ModelState, PublishedHead, RegistryError, parse_head_reference},
 };
 
 const DEFAULT_TOP_K: usize = 5;
@@ -35,10 +35,9 @@ pub(crate) struct ChosenHead {
 
 /// The heads that `choice` names in the present state of `model`, and what to ask the batcher for.
 pub(crate) fn choose_heads(
-    model: &Model,
+    state: &ModelState,
     choice: &HeadChoice,
 ) -> Result<(Vec<ChosenHead>, Vec<HeadRequest>), ApiError> {
-    let state = model.state();
     let top_k = choice.top_k.unwrap_or(DEFAULT_TOP_K);
     if top_k == 0 {
         return Err(ApiError::Query("`top_k` must be at least 1".to_owned()));

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{FitProgress, FitRecord, FitState, JobError, request::Inputs};
 use crate::{
     fit::Progress,
-    registry::{FitFiles, HeadId, Model, StateError},
+    registry::{Changed, Edit, FitFiles, HeadId, Model, StateError},
 };
 
 /// Whether a fit may still be cancelled.
@@ -168,13 +168,14 @@ impl FitJob {
     ///
     /// # Errors
     /// [`JobError::NotSucceeded`]; those of the registry. Then nothing has changed.
-    pub fn publish(&self) -> Result<HeadId, JobError> {
+    pub fn publish(&self, edit: &Edit) -> Result<Changed<HeadId>, JobError> {
         let record = self.record();
         let (FitState::Succeeded, Some(digest)) = (record.state, &record.digest) else {
             return Err(JobError::NotSucceeded { id: record.id.clone(), state: record.state });
         };
         let file = self.files.head(&record.id, digest)?;
-        let id = self.model.publish_file(&record.publish_as, &file)?.id.clone();
+        let Changed { made, state } = self.model.publish_file(edit, &record.publish_as, &file)?;
+        let id = made.id.clone();
         tracing::info!(
             fit = record.id,
             head = id.head,
@@ -184,6 +185,6 @@ impl FitJob {
         );
         // It is published whether or not this can be written down.
         self.change(|record| record.head = Some(id.clone()));
-        Ok(id)
+        Ok(Changed { made: id, state })
     }
 }

@@ -38,7 +38,7 @@ use crate::{
     fit::Engine,
     heads::{Digest, HeadKind},
     metrics::{FitMetrics, Metrics},
-    registry::{Model, StateError},
+    registry::{Author, Model, StateError},
 };
 
 /// Finished fits of a model that are kept.
@@ -161,7 +161,12 @@ impl FitJobs {
     ///
     /// # Errors
     /// [`JobError`]; then there is no fit.
-    pub fn submit(&self, model: &Arc<Model>, request: &FitRequest) -> Result<Arc<FitRecord>, JobError> {
+    pub fn submit(
+        &self,
+        model: &Arc<Model>,
+        author: &Author,
+        request: &FitRequest,
+    ) -> Result<Arc<FitRecord>, JobError> {
         let shared = &self.shared;
         let (inputs, base) = Inputs::of(model, request)?;
         let files = model.fit_files()?.clone();
@@ -179,6 +184,7 @@ impl FitJobs {
             format: record::FORMAT.to_owned(),
             number: of_model.next_number,
             id: new_id(of_model),
+            author: Some(author.clone()),
             method: request.method,
             publish_as: request.head.clone(),
             base,

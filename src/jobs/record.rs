@@ -3,7 +3,11 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use crate::{fit::FitReport, heads::HeadKind, registry::HeadId};
+use crate::{
+    fit::FitReport,
+    heads::HeadKind,
+    registry::{Author, HeadId},
+};
 
 /// The format of the records in the state directory.
 pub(super) const FORMAT: &str = "equipoise-fit/1";
@@ -135,6 +139,9 @@ pub struct FitRecord {
     pub(super) number: u64,
     /// `fit_` and 16 hexadecimal digits.
     pub id: String,
+    /// Who asked for it; not known of those of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<Author>,
     /// The method.
     pub method: HeadKind,
     /// The name that a publish gives the head.

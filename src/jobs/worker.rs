@@ -15,7 +15,7 @@ use crate::{
     fit::{Engine, FitError, Fitted, Progress, Watch, fit, measure},
     metrics::FitMetrics,
     onnx::{FitEngine, SessionOptions},
-    registry::{HeadId, Model},
+    registry::{Author, Edit, HeadId, Model},
 };
 
 /// How often whoever watches is told how far a fit is.
@@ -198,8 +198,10 @@ fn publish(job: &FitJob, outcome: &Outcome) -> (Option<HeadId>, Option<String>) 
             words
         }
     };
-    match job.model.publish_file(&job.record().publish_as, &outcome.fitted.file) {
-        Ok(published) => (Some(published.id.clone()), Some(format!("published: {comparison}"))),
+    let record = job.record();
+    let edit = Edit::by(record.author.clone().unwrap_or_else(Author::server));
+    match job.model.publish_file(&edit, &record.publish_as, &outcome.fitted.file) {
+        Ok(published) => (Some(published.made.id.clone()), Some(format!("published: {comparison}"))),
         Err(error) => {
             tracing::error!(fit = job.record().id, %error, "the head of a fit cannot be published: {error}");
             (None, Some(format!("not published: {error}")))

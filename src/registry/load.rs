@@ -9,17 +9,18 @@ use std::{
 use arc_swap::ArcSwap;
 
 use super::{
-    DerivedSpec, DirectoryError, FeatureSetQuota, HeadId, HeadOrigin, HeadSource, Model, ModelDirectory, ModelState,
-    PublishedHead, RegistryError, Series, StateDir, StateError,
+    DirectoryError, FeatureSetQuota, HeadOrigin, Model, ModelDirectory, RegistryError, StateDir, StateError,
     backbone::{BackboneSource, load_backbones, warm_up},
-    manifest::{self, Manifest, ManifestSeries, ManifestVersion},
-    model::HeadBuilder,
+    builder::HeadBuilder,
+    model::Writer,
+    replica::Replica,
+    start::{Start, Started},
     store::ModelStore,
 };
 use crate::{
     batcher::{Backbone, BatchLimits, Batcher, DecodePool, Rebuild},
     dataset::Shot,
-    heads::{HeadFile, HeadFileError, Settings},
+    heads::{HeadFile, HeadFileError},
     metrics::Metrics,
     onnx::{CutError, OnnxError, SessionOptions},
     preprocess::{DecodeLimits, PreprocessConfigError, Preprocessor},
@@ -167,17 +168,12 @@ pub fn load_model_with(
     let rebuild: Rebuild = Arc::new(move || Ok(wrap(Box::new(source.make()?))));
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;
-    let previous = match &store {
-        Some(store) => store.latest()?,
-        None => None,
-    };
     let shape = (directory.labels.len(), feature_dim);
     let feature_sets = store.as_ref().map(|store| {
         store.feature_sets(shape, &options.feature_sets, options.metrics.of_feature_sets(&directory.name))
     });
     let feature_sets = feature_sets.transpose()?.map(Arc::new);
     let fits = store.as_ref().map(ModelStore::fits).transpose()?;
-    let manifest = declare(directory, &files, previous.as_ref())?;
     let builder = HeadBuilder {
         model: directory.name.clone(),
         num_classes: directory.labels.len(),
@@ -188,13 +184,9 @@ pub fn load_model_with(
         metrics: Arc::clone(&options.metrics),
         pools: Mutex::new(HashMap::new()),
     };
-    let state = restore(&manifest, &builder, &files, store.as_ref())?;
-    if let Some(store) = store.as_ref().filter(|_| previous.as_ref() != Some(&manifest)) {
-        for file in files.values() {
-            store.put_blob(&file.parsed.digest.to_hex(), &file.bytes)?;
-        }
-        store.write(&manifest)?;
-    }
+    let Started { state, highest, n_damaged } =
+        Start { directory, files: &files, builder: &builder, store: store.as_ref() }.run()?;
+    let replica = Replica::new(options.metrics.of_state(&directory.name), n_damaged);
 
     let model_metrics = options.metrics.of_model(&directory.name);
     let decode_pool = options.decode_pool.clone();
@@ -212,7 +204,8 @@ pub fn load_model_with(
         batcher,
         builder,
         state: ArcSwap::from_pointee(state),
-        writer: Mutex::new(()),
+        writer: Mutex::new(Writer { highest }),
+        replica,
         store,
         feature_sets,
         fits,
@@ -238,174 +231,4 @@ fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, Declar
         }
     }
     Ok(files)
-}
-
-/// What is to be served: what was served before, and as a new version each head whose declaration is new.
-fn declare(
-    directory: &ModelDirectory,
-    files: &BTreeMap<String, DeclaredFile>,
-    previous: Option<&Manifest>,
-) -> Result<Manifest, LoadError> {
-    let mut manifest = previous.cloned().unwrap_or_else(|| Manifest {
-        format: manifest::FORMAT.to_owned(),
-        model: directory.name.clone(),
-        generation: 0,
-        default: HeadId { head: directory.default_head.clone(), version: 0 },
-        declared_default: String::new(),
-        heads: BTreeMap::new(),
-    });
-    let mut declarations: HashMap<&str, String> = HashMap::new();
-    // A base comes before what derives from it; whatever is left after a round without progress derives from itself.
-    let mut waiting: Vec<&String> = directory.heads.keys().collect();
-    while !waiting.is_empty() {
-        let n_before = waiting.len();
-        let mut failed = None;
-        waiting.retain(|name| match declare_one(directory, name, files, &mut declarations, &mut manifest) {
-            Ok(done) => !done,
-            Err(error) => {
-                failed.get_or_insert(error);
-                true
-            }
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if let (true, Some(head)) = (waiting.len() == n_before, waiting.first()) {
-            return Err(LoadError::Circle { head: (*head).clone() });
-        }
-    }
-    if manifest.declared_default != directory.default_head {
-        manifest.declared_default.clone_from(&directory.default_head);
-        manifest.default = latest(&manifest, &directory.default_head);
-    }
-    if previous != Some(&manifest) {
-        manifest.generation += 1;
-    }
-    Ok(manifest)
-}
-
-/// Declares one head in `manifest`; `false` if its base has not been declared yet.
-fn declare_one<'a>(
-    directory: &'a ModelDirectory,
-    name: &'a str,
-    files: &BTreeMap<String, DeclaredFile>,
-    declarations: &mut HashMap<&'a str, String>,
-    manifest: &mut Manifest,
-) -> Result<bool, LoadError> {
-    let Some(declaration) = directory.heads.get(name) else { return Ok(true) };
-    let wanted = &declaration.settings;
-    let head_error = |source: RegistryError| LoadError::Head { head: name.to_owned(), version: 1, source };
-    let (source, declared, settings) = match &declaration.origin {
-        HeadOrigin::Derived { kind, base } => {
-            let Some(of_base) = declarations.get(base.as_str()) else { return Ok(false) };
-            let declared = format!("{kind} of {base} ({of_base}) {wanted:?}");
-            let initial = Settings::default_of(*kind).with(*wanted, *kind).map_err(|error| head_error(error.into()))?;
-            let spec = DerivedSpec { kind: *kind, base: latest(manifest, base), initial };
-            (HeadSource::Derived(spec), declared, initial)
-        }
-        HeadOrigin::File(_) | HeadOrigin::Classifier => {
-            let Some(file) = files.get(name) else { return Ok(true) };
-            let digest = file.parsed.digest.to_hex();
-            let head = &file.parsed.head;
-            let settings =
-                head.initial_settings().with(*wanted, head.kind()).map_err(|error| head_error(error.into()))?;
-            (HeadSource::File(digest.clone()), format!("file {digest} {wanted:?}"), settings)
-        }
-    };
-    declarations.insert(name, declared.clone());
-    let was_latest = manifest.default == latest(manifest, name);
-    let series = manifest.heads.entry(name.to_owned()).or_insert_with(|| ManifestSeries {
-        declared: None,
-        next_version: 1,
-        versions: Vec::new(),
-    });
-    if series.declared.as_ref() != Some(&declared) {
-        series.declared = Some(declared);
-        series.versions.push(ManifestVersion { version: series.next_version, source, settings });
-        series.next_version += 1;
-        // Whoever changes the file of the default head wants the new one to answer.
-        if was_latest {
-            manifest.default = latest(manifest, name);
-        }
-    }
-    Ok(true)
-}
-
-fn latest(manifest: &Manifest, name: &str) -> HeadId {
-    let version = manifest.heads.get(name).and_then(|series| series.versions.last()).map_or(0, |last| last.version);
-    HeadId { head: name.to_owned(), version }
-}
-
-/// Builds every head of a manifest.
-fn restore(
-    manifest: &Manifest,
-    builder: &HeadBuilder,
-    files: &BTreeMap<String, DeclaredFile>,
-    store: Option<&ModelStore>,
-) -> Result<ModelState, LoadError> {
-    let by_digest: HashMap<String, &DeclaredFile> =
-        files.values().map(|file| (file.parsed.digest.to_hex(), file)).collect();
-    let mut state = ModelState {
-        generation: manifest.generation,
-        default: manifest.default.clone(),
-        declared_default: manifest.declared_default.clone(),
-        heads: manifest
-            .heads
-            .iter()
-            .map(|(name, series)| {
-                let (declared, next_version) = (series.declared.clone(), series.next_version);
-                (name.clone(), Series { declared, next_version, versions: Vec::new() })
-            })
-            .collect(),
-    };
-    let mut waiting: Vec<(HeadId, &ManifestVersion)> = manifest
-        .heads
-        .iter()
-        .flat_map(|(head, series)| {
-            series.versions.iter().map(|version| (HeadId { head: head.clone(), version: version.version }, version))
-        })
-        .collect();
-    while !waiting.is_empty() {
-        let n_before = waiting.len();
-        let mut still_waiting = Vec::new();
-        for (id, version) in waiting {
-            let failed = |source: RegistryError| LoadError::Head { head: id.head.clone(), version: id.version, source };
-            let built = match &version.source {
-                HeadSource::File(digest) => {
-                    let stored;
-                    let bytes = match (by_digest.get(digest), store) {
-                        (Some(file), _) => &file.bytes,
-                        (None, Some(store)) => {
-                            stored = store.blob(digest)?;
-                            &stored
-                        }
-                        (None, None) => continue,
-                    };
-                    let file = HeadFile::parse(bytes).map_err(|error| failed(error.into()))?;
-                    builder.of_file(id.clone(), file, version.settings)
-                }
-                HeadSource::Derived(spec) => match state.head(&spec.base.head, Some(spec.base.version)) {
-                    Ok(base) => builder.derived(id.clone(), spec.clone(), base, version.settings),
-                    Err(_) => {
-                        still_waiting.push((id, version));
-                        continue;
-                    }
-                },
-            };
-            let built = built.map_err(failed)?;
-            if let Some(series) = state.heads.get_mut(&id.head) {
-                series.versions.push(Arc::new(built));
-                series.versions.sort_by_key(|head: &Arc<PublishedHead>| head.id.version);
-            }
-        }
-        if let (true, Some((id, _))) = (still_waiting.len() == n_before, still_waiting.first()) {
-            return Err(LoadError::Circle { head: id.head.clone() });
-        }
-        waiting = still_waiting;
-    }
-    if let Err(source) = state.default_head() {
-        let HeadId { head, version } = manifest.default.clone();
-        return Err(LoadError::Head { head, version, source });
-    }
-    Ok(state)
 }

@@ -1,15 +1,37 @@
 //! What is loaded: models, their heads, and the settings these are served with.
 //!
 //! A reader takes one [`ModelState`] for a request and sees nothing else of it: an answer never mixes two states. A writer
-//! makes a new state from the current one, writes it to the state directory, and only then swaps it in.
+//! makes a new state from the current one, writes it down, and only then swaps it in.
+//!
+//! ```text
+//! directory, backbone, load     a model directory, and the sessions of its backbone
+//! start, declare, restore       which state it starts with: the newest that is whole, and what the directory adds to it
+//! state, builder                heads that are ready to serve
+//! model, changes, edit          how one state becomes the next; who asked for it
+//! replica                       how it follows a store that other servers change too
+//! store, objects, manifest      where and how it is written down
+//! history, gc                   who changed what; what may be removed
+//! feature_sets, fit_files       what else there is in the state directory
+//! ```
 
 mod backbone;
+mod builder;
+mod changes;
+mod declare;
 mod directory;
+mod edit;
+mod error;
 mod feature_sets;
 mod fit_files;
+mod gc;
+mod history;
 mod load;
 mod manifest;
 mod model;
+mod objects;
+mod replica;
+mod restore;
+mod start;
 mod state;
 mod store;
 
@@ -21,10 +43,16 @@ use std::{
 pub(crate) use backbone::classifier_head_file;
 pub(crate) use directory::read_labels;
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
-pub use feature_sets::{FeatureSetInUse, FeatureSetQuota, FeatureSetStore, FeatureSetUpload, StoredSet};
+pub use edit::{AuditEntry, Author, Change, Edit, IfMatch};
+pub use error::RegistryError;
+pub use feature_sets::{FeatureSetInUse, FeatureSetQuota, FeatureSetStore, FeatureSetUpload, Kept, StoredSet};
 pub use fit_files::FitFiles;
+pub use gc::{Gc, GcOptions, GcReport};
+pub use history::{AuditCursor, AuditPage, audit};
 pub use load::{LoadError, LoadOptions, load_model, load_model_with};
-pub use model::{Model, RegistryError};
+pub use manifest::PreviousDefault;
+pub use model::{Changed, Model};
+pub use replica::Poller;
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};
 pub use store::{StateDir, StateError};
 

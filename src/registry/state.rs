@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::RegistryError;
+use super::{PreviousDefault, RegistryError};
 use crate::{
     batcher::ScorerPool,
     heads::{Head, HeadKind, Scoring, Settings},
@@ -77,12 +77,16 @@ pub struct Series {
 /// One state of a model.
 #[derive(Clone, Debug)]
 pub struct ModelState {
-    /// Counts the states, from 1.
+    /// Grows from state to state, from 1.
     pub generation: u64,
+    /// When it was made; not known of one that an earlier version of equipoise wrote down.
+    pub time: Option<chrono::DateTime<chrono::Utc>>,
     /// The version that answers when no head is named.
     pub default: HeadId,
     /// The default that the model directory declared when it was last looked at.
     pub declared_default: String,
+    /// What a rollback goes back to: the last one first.
+    pub previous_defaults: Vec<PreviousDefault>,
     /// The heads by name.
     pub heads: BTreeMap<String, Series>,
 }

@@ -1,32 +1,35 @@
-//! The state directory: what survives a restart.
+//! The state directory, and where the state of models lies: what survives a restart.
 //!
 //! ```text
-//! STATE/lock                                    held while a server runs
-//! STATE/admin-token                             mode 0600
-//! STATE/models/NAME/blobs/SHA256                head files, immutable, named by their content
-//! STATE/models/NAME/feature-sets/               uploaded feature sets; see feature_sets/
-//! STATE/models/NAME/generations/00000000042.json   one manifest a state, written once and never changed
+//! STATE/lock                                       held while a server runs
+//! STATE/admin-token                                mode 0600
+//! STATE/models/NAME/feature-sets/                  uploaded feature sets; see feature_sets/
+//! STATE/models/NAME/fits/                          fits; see fit_files.rs
+//! STORE/models/NAME/blobs/SHA256                   head files, immutable, named by their content
+//! STORE/models/NAME/generations/00000000042.json   one manifest a state, created once and never changed
+//! STORE/models/NAME/events/, history/              what else the audit tells; see history.rs
 //! ```
 //!
-//! A manifest comes after the blobs that it names, and becomes visible whole or not at all.
+//! STORE is STATE, unless several servers share one elsewhere (`--state`); then STATE keeps copies of the head files. A
+//! manifest comes after the blobs that it names, and becomes visible whole or not at all. A generation that is there is
+//! never written again: of two writers one has lost, and knows it.
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
     FeatureSetQuota, FeatureSetStore, FitFiles,
-    manifest::{self, Manifest},
+    manifest::{Manifest, ManifestError},
+    objects::Objects,
 };
 use crate::{heads::Digest, metrics::FeatureSetMetrics};
 
-/// Manifests that are kept; older ones are removed.
-const GENERATIONS_KEPT: u64 = 100;
-
-/// What can go wrong with the state directory.
+/// What can go wrong with the state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file system says no.
@@ -51,21 +54,66 @@ pub enum StateError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A manifest of a later version of equipoise.
+    #[error("{path} has the format `{format}` of a later version of equipoise: run that one", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: String,
+    },
+    /// The shared store does not answer, or with an error. What was to be written may have been.
+    #[error("{object}: {problem}")]
+    Unreachable {
+        /// The object.
+        object: String,
+        /// Why.
+        problem: String,
+    },
+    /// The place of the shared store makes no sense.
+    #[error("--state {url}: {problem}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The model was loaded without one.
     #[error("there is no state directory to keep it in")]
     Absent,
+}
+
+impl StateError {
+    /// Whether the store is to blame, and not what lies in it: the same may work later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
 }
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError + '_ {
     move |source| StateError::Io { path: path.to_owned(), source }
 }
 
-/// A state directory that this process has to itself.
+/// A state directory that this process has to itself, and the store of the state, which others may share.
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: PathBuf,
+    objects: Objects,
+    is_shared: bool,
     // Holds the lock for as long as a clone lives.
     _lock: Arc<File>,
+}
+
+/// Takes the lock of a state directory, which is made if it is not there.
+pub(super) fn lock(path: &Path) -> Result<File, StateError> {
+    fs::create_dir_all(path).map_err(io_error(path))?;
+    let lock_path = path.join("lock");
+    let lock = File::create(&lock_path).map_err(io_error(&lock_path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(StateError::Locked { path: path.to_owned() }),
+        Err(fs::TryLockError::Error(source)) => Err(StateError::Io { path: lock_path, source }),
+    }
 }
 
 impl StateDir {
@@ -74,14 +122,36 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Locked`] if another process has it, [`StateError::Io`] if it cannot be made.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        fs::create_dir_all(path).map_err(io_error(path))?;
-        let lock_path = path.join("lock");
-        let lock = File::create(&lock_path).map_err(io_error(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Arc::new(lock) }),
-            Err(fs::TryLockError::WouldBlock) => Err(StateError::Locked { path: path.to_owned() }),
-            Err(fs::TryLockError::Error(source)) => Err(StateError::Io { path: lock_path, source }),
-        }
+        let lock = lock(path)?;
+        let objects = Objects::in_folder(path)?;
+        Ok(Self { path: path.to_owned(), objects, is_shared: false, _lock: Arc::new(lock) })
+    }
+
+    /// The same folder with a store that others share: `file:///...`, or that of a cloud, whose client takes `options`.
+    ///
+    /// # Errors
+    /// [`StateError::Url`] if the URL makes no sense or its client was not built in; [`StateError::Io`].
+    pub fn sharing_url(self, url: &str, options: &[(String, String)]) -> Result<Self, StateError> {
+        Ok(Self { objects: Objects::at_url(url, options)?, is_shared: true, ..self })
+    }
+
+    /// The same folder with any other store that others share. `place` is what it is called in errors; one operation of it
+    /// may take `timeout`, or what is usual.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if its thread cannot be started.
+    pub fn sharing(
+        self,
+        store: Arc<dyn object_store::ObjectStore>,
+        place: &str,
+        timeout: Option<Duration>,
+    ) -> Result<Self, StateError> {
+        Ok(Self { objects: Objects::of(store, place, timeout)?, is_shared: true, ..self })
+    }
+
+    /// Whether other servers may change the state.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     /// The admin token that is kept here; made now, readable by its owner alone, if there is none. Also says where it is.
@@ -116,25 +186,47 @@ impl StateDir {
 
     pub(super) fn model(&self, name: &str) -> Result<ModelStore, StateError> {
         let path = self.path.join("models").join(name);
+        let blobs = path.join("blobs");
+        fs::create_dir_all(&blobs).map_err(io_error(&blobs))?;
         let store = ModelStore {
-            generations: path.join("generations"),
-            blobs: path.join("blobs"),
+            objects: self.objects.clone(),
+            folder: format!("models/{name}"),
+            is_shared: self.is_shared,
+            copies: self.is_shared.then_some(blobs),
             feature_sets: path.join("feature-sets"),
             fits: path.join("fits"),
             dir: self.clone(),
         };
-        for folder in [&store.generations, &store.blobs] {
-            fs::create_dir_all(folder).map_err(io_error(folder))?;
+        if !self.is_shared {
+            remove_left_overs(&path)?;
         }
         Ok(store)
     }
 }
 
-/// The part of the state directory that is one model's.
+/// Removes what writers left behind that were ended in the middle.
+fn remove_left_overs(model: &Path) -> Result<(), StateError> {
+    for folder in ["generations", "blobs", "events", "history"].map(|folder| model.join(folder)) {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.contains('#') || name.ends_with(".tmp") {
+                fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What there is of one model.
 #[derive(Clone, Debug)]
 pub(super) struct ModelStore {
-    generations: PathBuf,
-    blobs: PathBuf,
+    pub(super) objects: Objects,
+    /// In the store.
+    pub(super) folder: String,
+    pub(super) is_shared: bool,
+    /// Copies of head files that lie elsewhere.
+    copies: Option<PathBuf>,
     feature_sets: PathBuf,
     fits: PathBuf,
     dir: StateDir,
@@ -157,72 +249,111 @@ impl ModelStore {
         FitFiles::open(&self.fits, self.dir.clone())
     }
 
-    /// The newest manifest, if there is one.
-    pub(super) fn latest(&self) -> Result<Option<Manifest>, StateError> {
-        let Some(generation) = self.list()?.into_iter().max() else { return Ok(None) };
-        let path = self.manifest_path(generation);
-        let bytes = fs::read(&path).map_err(io_error(&path))?;
-        let damaged = |problem: String| StateError::Damaged { path: path.clone(), problem };
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if manifest.format != manifest::FORMAT {
-            return Err(damaged(format!(
-                "its format is `{}`, and this version reads `{}`",
-                manifest.format,
-                manifest::FORMAT
-            )));
-        }
-        if manifest.generation != generation {
-            return Err(damaged(format!("it says that it is generation {}", manifest.generation)));
-        }
-        Ok(Some(manifest))
+    /// The generations that there are, in ascending order.
+    pub(super) fn generations(&self) -> Result<Vec<u64>, StateError> {
+        generations(&self.objects, &self.folder)
     }
 
-    /// Writes the next manifest. If that fails nothing has changed.
-    pub(super) fn write(&self, manifest: &Manifest) -> Result<(), StateError> {
-        let path = self.manifest_path(manifest.generation);
-        let bytes = serde_json::to_vec_pretty(manifest)
-            .map_err(|error| StateError::Io { path: path.clone(), source: io::Error::other(error) })?;
-        write_whole(&self.generations, &path, &bytes)?;
-        self.prune(manifest.generation);
+    /// Whether there is such a generation.
+    pub(super) fn has(&self, generation: u64) -> Result<bool, StateError> {
+        self.objects.exists(&manifest_path(&self.folder, generation))
+    }
+
+    /// The manifest of a generation; `None` if there is none.
+    pub(super) fn manifest(&self, generation: u64) -> Result<Option<Manifest>, StateError> {
+        manifest(&self.objects, &self.folder, generation)
+    }
+
+    /// Writes the manifest of a generation that must be new; `false` if it is there already.
+    ///
+    /// # Errors
+    /// [`StateError::Unreachable`]: then it may have been written. Every other error: then it has not.
+    pub(super) fn create(&self, manifest: &Manifest) -> Result<bool, StateError> {
+        let path = manifest_path(&self.folder, manifest.generation);
+        let bytes = manifest.to_bytes().map_err(|error| StateError::Io {
+            path: self.objects.name(&path).into(),
+            source: io::Error::other(error),
+        })?;
+        self.objects.create(&path, bytes.into())
+    }
+
+    fn blob_path(&self, digest: &str) -> String {
+        format!("{}/blobs/{digest}", self.folder)
+    }
+
+    /// Keeps a head file. One that is there, whole, is left alone if a manifest names it; otherwise it becomes new, so that
+    /// nobody who removes old ones takes it for one.
+    pub(super) fn put_blob(&self, digest: &str, bytes: &[u8], is_named: bool) -> Result<(), StateError> {
+        if is_named && self.stored_blob(digest).is_ok() {
+            return Ok(());
+        }
+        self.objects.put(&self.blob_path(digest), bytes.to_vec().into())?;
+        self.keep_copy(digest, bytes);
         Ok(())
     }
 
-    /// Keeps a head file; does nothing if it is there, whole.
-    pub(super) fn put_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let path = self.blobs.join(digest);
-        if self.blob(digest).is_ok() { Ok(()) } else { write_whole(&self.blobs, &path, bytes) }
-    }
-
-    /// A head file, whose content is checked against its name.
+    /// A head file, whose content is checked against its name: a copy that is whole, or what the store has.
     pub(super) fn blob(&self, digest: &str) -> Result<Vec<u8>, StateError> {
-        let path = self.blobs.join(digest);
-        let bytes = fs::read(&path).map_err(io_error(&path))?;
-        let found = Digest::of(&bytes).to_hex();
-        if found == digest {
-            Ok(bytes)
-        } else {
-            Err(StateError::Damaged { path, problem: format!("its SHA-256 is {found}") })
+        if let Some(folder) = &self.copies
+            && let Ok(bytes) = fs::read(folder.join(digest))
+            && Digest::of(&bytes).to_hex() == digest
+        {
+            return Ok(bytes);
+        }
+        let bytes = self.stored_blob(digest)?;
+        self.keep_copy(digest, &bytes);
+        Ok(bytes)
+    }
+
+    /// A head file as the store has it.
+    pub(super) fn stored_blob(&self, digest: &str) -> Result<Vec<u8>, StateError> {
+        blob(&self.objects, &self.folder, digest)
+    }
+
+    fn keep_copy(&self, digest: &str, bytes: &[u8]) {
+        if let Some(folder) = &self.copies
+            && let Err(error) = write_whole(folder, &folder.join(digest), bytes)
+        {
+            // It can be fetched again.
+            tracing::warn!(%error, "no copy of a head file was kept: {error}");
         }
     }
+}
 
-    fn manifest_path(&self, generation: u64) -> PathBuf {
-        self.generations.join(format!("{generation:011}.json"))
-    }
+/// The path of a manifest in a store.
+pub(super) fn manifest_path(folder: &str, generation: u64) -> String {
+    format!("{folder}/generations/{generation:011}.json")
+}
 
-    fn list(&self) -> Result<Vec<u64>, StateError> {
-        let entries = fs::read_dir(&self.generations).map_err(io_error(&self.generations))?;
-        let generation = |entry: io::Result<fs::DirEntry>| {
-            let name = entry.ok()?.file_name();
-            name.to_str()?.strip_suffix(".json")?.parse().ok()
-        };
-        Ok(entries.filter_map(generation).collect())
-    }
+/// The generations of the model in `folder`, in ascending order.
+pub(super) fn generations(objects: &Objects, folder: &str) -> Result<Vec<u64>, StateError> {
+    let listed = objects.list(&format!("{folder}/generations"))?;
+    let mut found: Vec<u64> =
+        listed.iter().filter_map(|object| object.name.strip_suffix(".json")?.parse().ok()).collect();
+    found.sort_unstable();
+    Ok(found)
+}
 
-    fn prune(&self, newest: u64) {
-        if let Some(oldest_kept) = newest.checked_sub(GENERATIONS_KEPT) {
-            // What cannot be removed now is merely kept.
-            let _ = fs::remove_file(self.manifest_path(oldest_kept));
-        }
+/// The manifest of a generation of the model in `folder`; `None` if there is none.
+pub(super) fn manifest(objects: &Objects, folder: &str, generation: u64) -> Result<Option<Manifest>, StateError> {
+    let path = manifest_path(folder, generation);
+    let Some(bytes) = objects.get(&path)? else { return Ok(None) };
+    let path = || PathBuf::from(objects.name(&path));
+    Manifest::from_bytes(&bytes, generation).map(Some).map_err(|error| match error {
+        ManifestError::Newer { format } => StateError::Newer { path: path(), format },
+        ManifestError::Damaged { problem } => StateError::Damaged { path: path(), problem },
+    })
+}
+
+/// A head file of the model in `folder`, whose content is checked against its name.
+pub(super) fn blob(objects: &Objects, folder: &str, digest: &str) -> Result<Vec<u8>, StateError> {
+    let path = format!("{folder}/blobs/{digest}");
+    let damaged = |problem: String| StateError::Damaged { path: objects.name(&path).into(), problem };
+    let bytes = objects.get(&path)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+    let found = Digest::of(&bytes).to_hex();
+    match found == digest {
+        true => Ok(bytes.into()),
+        false => Err(damaged(format!("its SHA-256 is {found}"))),
     }
 }
 

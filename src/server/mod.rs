@@ -3,7 +3,11 @@
 mod accept;
 mod tls;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::Router;
 use tokio::{net::TcpListener, sync::watch};
@@ -16,13 +20,13 @@ pub use tls::TlsError;
 use crate::{
     access::{Access, TokenFileError},
     batcher::{BatchLimits, DecodePool},
-    config::{AdminToken, Config, cores},
+    config::{AdminToken, Config, cloud_options, cores},
     http::{self, App, Phase},
     jobs::{FitJobs, FitOptions},
     metrics::Metrics,
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
-    registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, StateDir, StateError, load_model},
+    registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, Poller, StateDir, StateError, load_model},
     reload::Look,
 };
 
@@ -95,6 +99,8 @@ pub struct Server {
     config: Config,
     state_dir: StateDir,
     tls: Option<Arc<Tls>>,
+    // Follows what other servers change, for as long as the server lives.
+    poller: OnceLock<Poller>,
 }
 
 /// How models are run on this machine: what `config` says, and for what it does not say the defaults of the device.
@@ -139,7 +145,10 @@ impl Server {
     /// # Errors
     /// [`ServerError::State`], [`ServerError::Tokens`] or [`ServerError::Tls`].
     pub fn new(config: Config) -> Result<Self, ServerError> {
-        let state_dir = StateDir::open(&config.state_dir)?;
+        let mut state_dir = StateDir::open(&config.state_dir)?;
+        if let Some(url) = &config.state {
+            state_dir = state_dir.sharing_url(url, &cloud_options())?;
+        }
         let token = match &config.admin_token {
             AdminToken::Given(token) => token.clone(),
             AdminToken::Kept => {
@@ -159,7 +168,7 @@ impl Server {
         };
         let jobs = FitJobs::new(fits, Arc::clone(&metrics));
         let app = Arc::new(App::new(&config, metrics, jobs, access));
-        Ok(Self { app, config, state_dir, tls })
+        Ok(Self { app, config, state_dir, tls, poller: OnceLock::new() })
     }
 
     /// The state that the handlers share.
@@ -206,6 +215,10 @@ impl Server {
             models.push(Arc::new(model));
         }
         self.app.jobs.start(&models)?;
+        if self.state_dir.is_shared() {
+            // Loaded twice it would go on with the first one.
+            let _ = self.poller.set(Poller::start(models.clone(), self.config.state_poll)?);
+        }
         self.app.registry.fill(models);
         self.app.enter(Phase::Ready);
         Ok(())

@@ -95,7 +95,7 @@ impl Setup {
         self
     }
 
-    fn resolve(&self) -> Config {
+    pub(crate) fn resolve(&self) -> Config {
         let token_file = self.state.path().join("token-of-the-operator");
         std::fs::write(&token_file, format!("{TOKEN}\n")).unwrap();
         let one = std::num::NonZeroUsize::new(1);

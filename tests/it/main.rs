@@ -7,6 +7,8 @@ mod app;
 mod cli;
 #[cfg(feature = "server")]
 mod contract;
+#[cfg(feature = "server")]
+mod crash;
 mod feature_sets;
 mod fit;
 #[cfg(feature = "server")]
@@ -30,6 +32,8 @@ mod preprocess;
 mod preprocess_hostile;
 #[cfg(feature = "server")]
 mod process;
+#[cfg(feature = "server")]
+mod shared;
 #[cfg(feature = "server")]
 mod tidy;
 

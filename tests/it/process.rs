@@ -16,10 +16,10 @@ use crate::app::{Answer, Samples, guard, icons30, image, pooled_client, try_send
 use crate::feature_sets::{archives, hostile_files};
 
 /// A running `equipoise serve`.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     url: String,
-    state: Arc<TempDir>,
+    pub(crate) state: Arc<TempDir>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
     client: reqwest::Client,
@@ -32,9 +32,22 @@ impl Process {
     }
 
     /// The same with a state directory that is there already.
-    async fn serve_in(state: impl Into<Arc<TempDir>>, flags: &[&str], log: &str) -> Self {
+    pub(crate) async fn serve_in(state: impl Into<Arc<TempDir>>, flags: &[&str], log: &str) -> Self {
+        Self::serve_by(Command::new(env!("CARGO_BIN_EXE_equipoise")), state, flags, log).await
+    }
+
+    /// The same where no file can grow beyond so many KiB: as on a disk that is full.
+    #[cfg(target_os = "linux")]
+    pub(crate) async fn serve_limited(state: impl Into<Arc<TempDir>>, kib: u32) -> Self {
+        let mut command = Command::new("bash");
+        // Without the trap the signal ends it.
+        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"");
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_equipoise"));
+        Self::serve_by(command, state, &[], "info").await
+    }
+
+    async fn serve_by(mut command: Command, state: impl Into<Arc<TempDir>>, flags: &[&str], log: &str) -> Self {
         let state = state.into();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_equipoise"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
             command.env_remove(name);
         }
@@ -69,20 +82,30 @@ impl Process {
         self.client.post(format!("{}{path}", self.url))
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         try_send(self.client.get(format!("{}{path}", self.url))).await.unwrap()
     }
 
     /// Asks for something of icons30 with the token that the server made.
-    async fn admin(&self, method: &str, path: &str, body: Vec<u8>) -> Answer {
+    pub(crate) async fn admin(&self, method: &str, path: &str, body: Vec<u8>) -> Answer {
+        self.try_admin(method, &format!("models/icons30/{path}"), body).await.unwrap()
+    }
+
+    /// Asks with the token, while the server may end.
+    pub(crate) async fn try_admin(&self, method: &str, path: &str, body: Vec<u8>) -> reqwest::Result<Answer> {
         let token = std::fs::read_to_string(self.state.path().join("admin-token")).unwrap();
-        let url = format!("{}/admin/v1/models/icons30/{path}", self.url);
-        let request = self.client.request(method.parse().unwrap(), url).bearer_auth(token.trim()).body(body);
-        try_send(request).await.unwrap()
+        let url = format!("{}/admin/v1/{path}", self.url);
+        try_send(self.client.request(method.parse().unwrap(), url).bearer_auth(token.trim()).body(body)).await
+    }
+
+    /// Ends it at once, as a power failure does, and does not wait.
+    pub(crate) fn strike(&self) {
+        let kill = Command::new("kill").args(["-KILL", &self.child.id().to_string()]).status().unwrap();
+        assert!(kill.success());
     }
 
     /// Ends it at once, as a power failure does.
-    fn kill(mut self) -> Arc<TempDir> {
+    pub(crate) fn kill(mut self) -> Arc<TempDir> {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         Arc::clone(&self.state)
@@ -113,7 +136,7 @@ impl Process {
     }
 
     /// Ends it by SIGTERM; says whether it ended well, and its log.
-    async fn terminate(mut self) -> (bool, String) {
+    pub(crate) async fn terminate(mut self) -> (bool, String) {
         let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         assert!(kill.success());
         let end = tokio::task::spawn_blocking(move || {

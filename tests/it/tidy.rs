@@ -7,7 +7,7 @@ use crate::app::root;
 const MAX_LINES: usize = 450;
 
 /// A crate, and the files or folders that may name it.
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 14] = [
     ("axum", &["src/http/", "src/server/"]),
     ("hyper", &["src/http/", "src/server/"]),
     ("hyper_util", &["src/http/", "src/server/"]),
@@ -20,6 +20,7 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
     ("tiff", &["src/preprocess/"]),
     ("zune_jpeg", &["src/preprocess/"]),
     ("prometheus", &["src/metrics.rs"]),
+    ("object_store", &["src/registry/"]),
     ("clap", &["src/cli/", "src/config/", "src/main.rs"]),
 ];
 

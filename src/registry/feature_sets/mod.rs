@@ -52,6 +52,17 @@ pub struct StoredSet {
     uses: Arc<AtomicUsize>,
 }
 
+/// What an upload came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A set that was not there.
+    New,
+    /// A set that was there under another name.
+    Renamed,
+    /// A set that was there.
+    Known,
+}
+
 /// What stands beside a set.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -290,14 +301,14 @@ impl FeatureSetStore {
         self.quota.max_set_bytes
     }
 
-    /// Keeps a converted set that lies at `path`, and says whether it is a new one.
+    /// Keeps a converted set that lies at `path`.
     fn keep(
         &self,
         path: &Path,
         set: FeatureSet,
         name: Option<&str>,
         room: Reservation,
-    ) -> Result<(Arc<StoredSet>, bool), RegistryError> {
+    ) -> Result<(Arc<StoredSet>, Kept), RegistryError> {
         let digest = set.digest().to_hex();
         let id = id_of(set.digest());
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -311,7 +322,7 @@ impl FeatureSetStore {
                 return Err(StateError::Damaged { path: self.set_path(&known.set.digest().to_hex()), problem }.into());
             }
             if name.is_none_or(|name| name == known.name) {
-                return Ok((Arc::clone(known), false));
+                return Ok((Arc::clone(known), Kept::Known));
             }
         }
         if known.is_none() && n_sets >= MAX_SETS {
@@ -345,6 +356,6 @@ impl FeatureSetStore {
         let mut sets = self.lock();
         sets.insert(id, Arc::clone(&stored));
         self.observe(&sets);
-        Ok((stored, known.is_none()))
+        Ok((stored, if known.is_none() { Kept::New } else { Kept::Renamed }))
     }
 }

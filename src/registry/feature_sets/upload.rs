@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{FeatureSetStore, MAX_SETS, StoredSet, quota::Reservation};
+use super::{FeatureSetStore, Kept, MAX_SETS, StoredSet, quota::Reservation};
 use crate::{
     dataset::{Expected, FeatureSet, FeatureSetError},
     registry::{RegistryError, StateError},
@@ -67,12 +67,12 @@ impl FeatureSetUpload {
     }
 
     /// Converts and keeps what was received, under `name` or, for a set that is known, the name that it has; without either
-    /// the id is the name. Says whether it is a new set.
+    /// the id is the name.
     ///
     /// # Errors
     /// [`RegistryError::FeatureSet`] if it is not what it should be; [`RegistryError::StorageFull`];
     /// [`RegistryError::State`].
-    pub fn finish(mut self, name: Option<&str>) -> Result<(Arc<StoredSet>, bool), RegistryError> {
+    pub fn finish(mut self, name: Option<&str>) -> Result<(Arc<StoredSet>, Kept), RegistryError> {
         let path = &self.received.0;
         self.file.seek(SeekFrom::Start(0)).map_err(|error| failed(path, error))?;
         let expected = Expected {

@@ -519,7 +519,7 @@ async fn a_panic_ends_its_fit_or_evaluation_and_nothing_else() {
         params: serde_json::Map::new(),
     };
     let ends = || -> Arc<FitRecord> {
-        let id = jobs.submit(&model, &request).unwrap().id.clone();
+        let id = jobs.submit(&model, &equipoise::registry::Author::new("tester"), &request).unwrap().id.clone();
         loop {
             let record = jobs.get(&model, &id).unwrap().record();
             if record.state.is_finished() {

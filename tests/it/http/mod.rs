@@ -3,9 +3,11 @@
 mod access;
 mod accuracy;
 mod admin;
+mod damage;
 mod errors;
 mod feature_sets;
 mod fits;
+pub(crate) mod history;
 mod inference;
 mod lifecycle;
 mod metrics;
@@ -22,13 +24,13 @@ use equipoise::heads::{TensorView, write_safetensors};
 use crate::app::{CLASSES, DIM};
 
 /// Feature rows that differ from each other and are the same on every run.
-fn feature_rows(n: usize) -> Vec<Vec<f32>> {
+pub(crate) fn feature_rows(n: usize) -> Vec<Vec<f32>> {
     let value = |row: usize, column: usize| ((row * 31 + column * 17) % 101) as f32 / 50.0 - 1.0;
     (0..n).map(|row| (0..DIM).map(|column| value(row, column)).collect()).collect()
 }
 
 /// A joint head file whose weights differ with `seed`, fitted on these counts.
-fn head_file(seed: usize, train_counts: Option<&[i64]>) -> Vec<u8> {
+pub(crate) fn head_file(seed: usize, train_counts: Option<&[i64]>) -> Vec<u8> {
     head_file_of(CLASSES, DIM, seed, train_counts)
 }
 

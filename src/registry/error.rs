@@ -1,0 +1,123 @@
+//! Why the registry refuses.
+
+use super::{IfMatch, StateError};
+use crate::{
+    dataset::FeatureSetError,
+    heads::{DeriveError, HeadFileError, SettingsError},
+    onnx::OnnxError,
+};
+
+/// Why a look-up or a change is refused. Nothing has been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The models are not loaded yet.
+    #[error("the models are still being loaded")]
+    NotLoaded,
+    /// No model of that name.
+    #[error("there is no model `{name}`")]
+    ModelNotFound {
+        /// The name.
+        name: String,
+    },
+    /// No head of that name.
+    #[error("there is no head `{name}`")]
+    HeadNotFound {
+        /// The name.
+        name: String,
+    },
+    /// The head has no such version.
+    #[error("head `{name}` has no version {version}")]
+    VersionNotFound {
+        /// The name.
+        name: String,
+        /// The version.
+        version: u32,
+    },
+    /// A setting that cannot be.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A head file that cannot be read.
+    #[error(transparent)]
+    HeadFile(#[from] HeadFileError),
+    /// A head that cannot be derived.
+    #[error(transparent)]
+    Derive(#[from] DeriveError),
+    /// A head of another model.
+    #[error(
+        "the head is for {classes} classes and {feature_dim} features, and the model has {model_classes} and {model_dim}"
+    )]
+    Incompatible {
+        /// C of the head.
+        classes: usize,
+        /// D of the head.
+        feature_dim: usize,
+        /// C of the model.
+        model_classes: usize,
+        /// D of the model.
+        model_dim: usize,
+    },
+    /// The model is not at the generation at which the change was to be made.
+    #[error("the change was to be made at generation {expected}, and the model is at generation {generation}")]
+    PreconditionFailed {
+        /// What was asked for.
+        expected: IfMatch,
+        /// What there is.
+        generation: u64,
+    },
+    /// Other servers changed the model each time before this one could.
+    #[error("other servers change the model all the time: {tries} tries were not enough")]
+    Contended {
+        /// How often it was tried.
+        tries: u32,
+    },
+    /// There is no earlier default, or it was deleted.
+    #[error("there is no earlier default head to go back to")]
+    NoPreviousDefault,
+    /// The default head is not deleted.
+    #[error("head `{name}` version {version} is the default: activate another one first")]
+    IsDefault {
+        /// The name.
+        name: String,
+        /// The version.
+        version: u32,
+    },
+    /// A base is not deleted.
+    #[error("head `{dependent}` version {dependent_version} derives from head `{name}` version {version}")]
+    HasDependents {
+        /// The base's name.
+        name: String,
+        /// The base's version.
+        version: u32,
+        /// The derived head's name.
+        dependent: String,
+        /// The derived head's version.
+        dependent_version: u32,
+    },
+    /// No feature set of that id.
+    #[error("there is no feature set `{id}`")]
+    FeatureSetNotFound {
+        /// The id.
+        id: String,
+    },
+    /// A feature set that a fit reads is not deleted.
+    #[error("feature set `{id}` is in use by a fit")]
+    FeatureSetInUse {
+        /// The id.
+        id: String,
+    },
+    /// A feature set that cannot be read, or is not for this model.
+    #[error(transparent)]
+    FeatureSet(FeatureSetError),
+    /// The disk, or what feature sets may take of it, is full.
+    #[error("there is no room for the feature set: {reason}")]
+    StorageFull {
+        /// The numbers.
+        reason: String,
+    },
+    /// The sessions of the head could not be made.
+    #[error("the sessions of the head could not be made: {0}")]
+    Session(#[from] OnnxError),
+    /// The change could not be written down.
+    #[error("the change could not be written down: {0}")]
+    State(#[from] StateError),
+}

@@ -1,0 +1,161 @@
+//! State directories that are not what they were, and those of earlier versions.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{
+    feature_rows, head_file,
+    history::{audit, roll_back},
+    restart::{file_of, load_error},
+};
+use crate::app::{Setup, TestApp, root, send};
+
+const DAMAGED: &str = "equipoise_state_damaged_files{model=\"icons30\"}";
+const GENERATION: &str = "equipoise_state_generation{model=\"icons30\"}";
+
+async fn tau(app: &TestApp) -> f64 {
+    send(app.admin("GET", "heads/tau")).await.expect(200).json()["settings"]["tau"].as_f64().unwrap()
+}
+
+#[tokio::test]
+async fn the_last_generation_that_is_whole_serves() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.patch("tau", json!({ "tau": 0.25 })).await.expect(200);
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    assert_eq!(app.metrics().await.get(GENERATION), 3.0);
+    assert_eq!(app.metrics().await.get(DAMAGED), 0.0);
+    app.shutdown();
+    let blob = file_of(&setup, "blobs", Some(&head_file(1, None)));
+    let manifest = file_of(&setup, "generations", None);
+    for path in [blob, manifest] {
+        let good = std::fs::read(&path).unwrap();
+        let altered = |from: usize| {
+            let mut altered = good.clone();
+            altered[from] ^= 0x01;
+            altered
+        };
+        for bad in [good[..good.len() / 2].to_vec(), Vec::new(), altered(good.len() / 2), altered(good.len() - 9)] {
+            std::fs::write(&path, bad).unwrap();
+            let app = setup.start();
+            let samples = app.metrics().await;
+            assert_eq!((samples.get(DAMAGED), samples.get(GENERATION)), (1.0, 2.0));
+            assert_eq!(tau(&app).await, 0.25);
+            app.classify_features("?head=mine", &feature_rows(1)).await.problem(404, "head_not_found");
+            app.shutdown();
+        }
+        std::fs::write(&path, good).unwrap();
+    }
+    let app = setup.start();
+    app.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
+    assert_eq!(app.metrics().await.get(DAMAGED), 0.0);
+    app.shutdown();
+
+    // It goes on after what is damaged, which stays where it is.
+    let newest = file_of(&setup, "generations", None);
+    std::fs::write(&newest, b"damaged").unwrap();
+    let app = setup.start();
+    let patched = app.patch("tau", json!({ "tau": 0.5 })).await.expect(200);
+    assert_eq!(patched.header("etag"), Some("\"4\""));
+    let entries = audit(&app, "").await["entries"].clone();
+    let generations: Vec<_> = entries.as_array().unwrap().iter().map(|entry| entry["generation"].clone()).collect();
+    assert_eq!(generations, [4, 2, 1]);
+    assert_eq!(entries[0]["parent"], 2);
+    app.shutdown();
+    let app = setup.start();
+    assert_eq!((tau(&app).await, app.metrics().await.get(GENERATION)), (0.5, 4.0));
+    assert_eq!(std::fs::read(&newest).unwrap(), b"damaged");
+}
+
+#[tokio::test]
+async fn older_files_and_missing_ones_are_found_too() {
+    let setup = Setup::new();
+    let app = setup.start();
+    for tau in 1..=5 {
+        app.patch("tau", json!({ "tau": f64::from(tau) / 10.0 })).await.expect(200);
+    }
+    app.shutdown();
+    let folder = setup.state.path().join("models/icons30/generations");
+    std::fs::remove_file(folder.join("00000000003.json")).unwrap();
+    std::fs::write(folder.join("00000000004.json"), b"{}").unwrap();
+    std::fs::remove_file(file_of(&setup, "blobs", None)).unwrap();
+    let app = setup.start();
+    let samples = app.metrics().await;
+    assert_eq!((samples.get(DAMAGED), samples.get(GENERATION)), (3.0, 6.0));
+    app.shutdown();
+    // The head file was one of the model directory's, and has been written again.
+    let app = setup.start();
+    assert_eq!(app.metrics().await.get(DAMAGED), 2.0);
+}
+
+#[tokio::test]
+async fn without_a_whole_generation_nothing_is_served_and_the_file_is_named() {
+    let setup = Setup::new();
+    setup.start().shutdown();
+    let manifest = file_of(&setup, "generations", None);
+    let good = std::fs::read(&manifest).unwrap();
+    for bad in [&good[..good.len() / 2], b"", b"[]"] {
+        std::fs::write(&manifest, bad).unwrap();
+        let error = load_error(&setup);
+        assert!(error.contains(manifest.to_str().unwrap()) && error.contains("damaged"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_generation_of_a_later_version_is_refused_with_a_word() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.patch("tau", json!({ "tau": 0.5 })).await.expect(200);
+    app.shutdown();
+    let manifest = file_of(&setup, "generations", None);
+    let text = std::fs::read_to_string(&manifest).unwrap().replace("equipoise-manifest/2", "equipoise-manifest/3");
+    std::fs::write(&manifest, text).unwrap();
+    let error = load_error(&setup);
+    assert!(error.contains(manifest.to_str().unwrap()), "{error}");
+    assert!(error.contains("equipoise-manifest/3") && error.contains("later version of equipoise"), "{error}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target: PathBuf = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// A directory that the first version wrote: tau patched, `mine` published and `soft` derived from it, tau activated and
+/// patched, `mine` activated and patched, ncm deleted.
+#[tokio::test]
+async fn the_state_of_the_first_version_is_read_for_ever() {
+    let setup = Setup::new();
+    copy(&root().join("tests/data/state/v1"), setup.state.path());
+    let app = setup.start();
+    let list = send(app.admin("GET", "heads")).await.expect(200).json();
+    assert_eq!(list["default"], json!({ "head": "mine", "version": 1 }));
+    let heads: Vec<&str> =
+        list["heads"].as_array().unwrap().iter().map(|head| head["head"].as_str().unwrap()).collect();
+    assert_eq!(heads, ["crt", "joint", "lws", "mine", "soft", "tau"]);
+    assert_eq!(list["heads"][3]["settings"]["temperature"], 1.5);
+    assert_eq!(list["heads"][4]["settings"]["tau"], 0.3);
+    let samples = app.metrics().await;
+    assert_eq!((samples.get(DAMAGED), samples.get(GENERATION)), (0.0, 9.0));
+    app.classify_features("?head=mine,soft,tau", &feature_rows(2)).await.expect(200);
+    // What it did not write down is not known; the defaults are.
+    let entries = audit(&app, "").await["entries"].as_array().unwrap().clone();
+    assert_eq!(entries.len(), 9);
+    assert!(entries.iter().all(|entry| entry["author"].is_null() && entry["time"].is_null()));
+    assert_eq!((&entries[0]["generation"], &entries[8]["generation"]), (&json!(9), &json!(1)));
+    let back = roll_back(&app).await.expect(200).json();
+    assert_eq!((&back["head"], &back["settings"]["tau"]), (&json!("tau"), &json!(0.9)));
+    app.shutdown();
+    let app = setup.start();
+    assert_eq!(roll_back(&app).await.expect(200).json()["head"], "joint");
+    roll_back(&app).await.problem(409, "no_previous_default");
+    assert_eq!(app.put_head("ncm", head_file(1, None)).await.expect(201).json()["version"], 2);
+}
