@@ -130,7 +130,15 @@ ICONS100 = Recipe(
 )
 
 DIGITS = Recipe(
-    name="digits", data=DigitData(), resize=28, crop=28, network="cnn4", augmentation="digits", epochs=24,
+    name="digits",
+    data=DigitData(),
+    resize=28,
+    crop=28,
+    network="cnn4",
+    augmentation="digits",
+    epochs=12,
+    batch_size=32,
+    learning_rate=0.05,
 )
 
 RECIPES = {recipe.name: recipe for recipe in (ICONS30, ICONS100, DIGITS)}

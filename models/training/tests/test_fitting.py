@@ -12,7 +12,7 @@ from training import binary, fitting, head_file, networks
 def test_every_method_is_fitted_and_chosen_on_validation(model: tuple[Path, networks.Classifier], tmp_path: Path) -> None:
     directory = shutil.copytree(model[0], tmp_path / "tiny")
     chosen = fitting.fit_heads(directory)
-    assert chosen.keys() == fitting.CANDIDATES.keys()
+    assert chosen.keys() == fitting.CHOSEN_KEYS.keys()
     assert all(value for settings in chosen.values() for value in settings.values())
     for method in chosen:
         path = directory / "heads" / f"{method}.safetensors"
