@@ -23,14 +23,17 @@ def parser() -> argparse.ArgumentParser:
         "preprocessing, and the features of every split, for `equipoise serve` and `equipoise fit`.",
         epilog="A training that was ended goes on where it was when the same command is given again.",
     )
-    made.add_argument("-o", "--output", type=Path, required=True, help="model directory to write; its last part is the model's name")
+    made.add_argument(
+        "-o", "--output", type=Path, required=True, help="model directory to write; its last part is the model's name",
+    )
     made.add_argument(
         "--data", default="icons100", metavar="DIR|" + "|".join(RECIPES),
         help="folder with train/CLASS, val/CLASS and test/CLASS, or with CLASS, which is split; or a data set by name, whose "
         "recipe is then what the other options change (default: icons100)",
     )
-    made.add_argument("--val-share", type=float, help="share of each class for validation where a folder is split (default: 0.1)")
-    made.add_argument("--test-share", type=float, help="share of each class for the test where a folder is split (default: 0.2)")
+    for split, use, share in (("val", "validation", FolderData.val_share), ("test", "the test", FolderData.test_share)):
+        text = f"share of each class for {use} where a folder is split (default: {share})"
+        made.add_argument(f"--{split}-share", type=float, help=text)
     for option, choices, text in (
         ("sampler", samplers.SAMPLERS, "how images are drawn"),
         ("network", tuple(networks.NETWORKS), "the backbone"),
@@ -45,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
     ):
         default = getattr(DEFAULTS, option)
         made.add_argument(f"--{option.replace('_', '-')}", type=kind, help=f"{text} (default for a folder: {default})")
-    made.add_argument("--device", default="auto", help="auto (CUDA if there is one, else the CPU), cpu or cuda (default: auto)")
-    made.add_argument("--checkpoint", type=Path, default=None, help="file that holds the state after each epoch (default: OUTPUT.checkpoint)")
+    made.add_argument("--device", default="auto", help="auto (CUDA if there is one, else the CPU; the default), cpu or cuda")
+    made.add_argument(
+        "--checkpoint", type=Path, default=None, help="file that holds the state after each epoch (default: OUTPUT.checkpoint)",
+    )
     return made
 
 

@@ -119,7 +119,8 @@ class Photo:
     def crops(self, image: torch.Tensor) -> torch.Tensor:
         """Crops `[N, 3, crop, crop]`, sampled at twice that size and averaged, against aliasing."""
         n = len(image)
-        side, stretch = self.uniform(self.min_area, 1, n).sqrt(), self.uniform(math.log(3 / 4), math.log(4 / 3), n).exp().sqrt()
+        side = self.uniform(self.min_area, 1, n).sqrt()
+        stretch = self.uniform(math.log(3 / 4), math.log(4 / 3), n).exp().sqrt()
         width, height = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
         x, y = self.uniform(-1, 1, n) * (1 - width), self.uniform(-1, 1, n) * (1 - height)
         flip = torch.where(self.uniform(0, 1, n) < 0.5, -1.0, 1.0) if self.mirror else torch.ones(n)

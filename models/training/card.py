@@ -137,8 +137,9 @@ make -C models/training {recipe.name}-heads      # fit the heads again from feat
 make -C models/training {recipe.name}-evaluate   # measure the files again
 ```
 
-Needs Python 3.11 or newer, npm and a release build of equipoise, which fits the heads. Seeds are fixed, and training runs on one thread, so that the same machine and package
-versions give the same files; another processor may round differently, and then the last digits of the accuracies move.
+Needs Python 3.11 or newer, npm, and a release build of equipoise, which fits the heads. Seeds are fixed, and training runs
+on one thread, so that the same machine and package versions give the same files; another processor may round differently,
+and then the last digits of the accuracies move.
 """)
 
 

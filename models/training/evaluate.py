@@ -25,5 +25,6 @@ def report(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) -> 
 
 def in_words(report: dict[str, float | int | None]) -> str:
     """A report as one line, in percent."""
-    parts = [f"{key} {100 * report[key]:.1f}" for key in ("micro", "macro", "many", "medium", "few") if report[key] is not None]
+    keys = ("micro", "macro", "many", "medium", "few")
+    parts = [f"{key} {100 * report[key]:.1f}" for key in keys if report[key] is not None]
     return f"{report['n']} images, percent right: " + ", ".join(parts)

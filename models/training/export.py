@@ -50,7 +50,8 @@ class Graph:
     def convolution(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, source: str) -> str:
         self.stage += 1
         names = [f"stage{self.stage}.weight", f"stage{self.stage}.bias"]
-        self.initializers += [numpy_helper.from_array(array, name) for array, name in zip(fold(conv, norm), names, strict=True)]
+        for array, name in zip(fold(conv, norm), names, strict=True):
+            self.initializers.append(numpy_helper.from_array(array, name))
         strides = {"strides": list(conv.stride)} if conv.stride != (1, 1) else {}
         return self.node(
             "Conv", [source, *names], f"stage{self.stage}.conv",

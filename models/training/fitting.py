@@ -11,13 +11,17 @@ from . import binary, head_file
 
 # Weight decays to choose from, in the order of their distance from the binary's default.
 DECAYS = (5e-4, 1e-3, 2e-4, 2e-3, 1e-4, 5e-3, 5e-5, 1e-2, 2e-2, 5e-2, 1e-1)
-CHOSEN_KEYS = {"crt": ("weight_decay",), "tau_norm": ("tau", "bias"), "lws": ("weight_decay",), "ncm": ("transform", "metric")}
+CHOSEN_KEYS = {
+    "crt": ("weight_decay",), "tau_norm": ("tau", "bias"), "lws": ("weight_decay",), "ncm": ("transform", "metric"),
+}
 
 
 def candidates(decays: Sequence[float]) -> dict[str, list[dict[str, object]]]:
     """What to choose from, by method. The binary goes through tau and the treatments of the bias by itself."""
     convex = [{"solver": "lbfgs", "weight_decay": decay} for decay in decays]
-    means = [{"transform": transform, "metric": metric} for transform in ("cl2n", "l2n", "none") for metric in ("l2", "cosine")]
+    means = [
+        {"transform": transform, "metric": metric} for transform in ("cl2n", "l2n", "none") for metric in ("l2", "cosine")
+    ]
     return {"crt": convex, "tau_norm": [{}], "lws": convex, "ncm": means}
 
 

@@ -43,9 +43,11 @@ def draw_panel(panel: dict[str, dict[str, tuple[float, float]]], caption: str, c
         start = c * step + (step - BAR * len(bars_of)) / 2
         for i, (mean, error) in enumerate(bars_of.values()):
             x, y = start + i * BAR, PANEL_HEIGHT * (1 - mean / top)
-            parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{BAR - 2}" height="{PANEL_HEIGHT - y:.1f}" fill="{COLOURS[i]}"/>')
+            size = f'width="{BAR - 2}" height="{PANEL_HEIGHT - y:.1f}"'
+            parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{COLOURS[i]}"/>')
             if error == error:  # a single seed has none
                 low, high = (PANEL_HEIGHT * (1 - (mean + sign * error) / top) for sign in (-1, 1))
                 parts.append(f'<path d="M{x + BAR / 2 - 1:.1f} {low:.1f}V{high:.1f}" stroke="#222"/>')
-        parts.append(f'<text x="{(c + 0.5) * step:.1f}" y="{PANEL_HEIGHT + 16}" text-anchor="middle">{escape(clusters[cluster])}</text>')
+        place = f'x="{(c + 0.5) * step:.1f}" y="{PANEL_HEIGHT + 16}"'
+        parts.append(f'<text {place} text-anchor="middle">{escape(clusters[cluster])}</text>')
     return parts

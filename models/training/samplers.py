@@ -115,7 +115,8 @@ class ClassBalanced(Cycling):
     def __init__(self, labels: torch.Tensor, batch_size: int):
         super().__init__(labels, batch_size)
         if batch_size % IMAGES_PER_CLASS:
-            raise ValueError(f"class-balanced sampling takes {IMAGES_PER_CLASS} images a class: batch size {batch_size} is no multiple")
+            taken = f"class-balanced sampling takes {IMAGES_PER_CLASS} images a class"
+            raise ValueError(f"{taken}: batch size {batch_size} is no multiple")
         self.classes = Cycle(torch.nonzero(self.counts).flatten())
         self.cycles = [self.classes, *self.images]
 

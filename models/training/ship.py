@@ -37,7 +37,8 @@ def write_sources(dataset: Dataset, path: Path) -> None:
     """Writes which icon every image is, in the order of the feature sets and of the test files."""
     lines = ["split,class,set,icon"]
     for name, split in dataset.splits.items():
-        lines += [f"{name},{label},{source.replace(':', ',')}" for source, label in zip(split.sources, split.labels, strict=True)]
+        sources = zip(split.labels, split.sources, strict=True)
+        lines += [f"{name},{label},{source.replace(':', ',')}" for label, source in sources]
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -26,10 +26,10 @@ from .recipes import RECIPES, Recipe
 WORK = Path(__file__).resolve().parent / ".work"
 DOCS = binary.REPOSITORY / "docs"
 DATA = ("icons100", "digits")
-GROUPS = ("micro", "many", "medium", "few")
 COLUMNS = {"micro": "all", "many": "many", "medium": "medium", "few": "few"}
 SAMPLER_NAMES = {
-    "instance_balanced": "instance", "class_balanced": "class", "square_root": "square-root", "progressively_balanced": "progressive",
+    "instance_balanced": "instance", "class_balanced": "class", "square_root": "square-root",
+    "progressively_balanced": "progressive",
 }
 BEGIN, END = "<!-- made by `make study`: begin -->\n", "<!-- made by `make study`: end -->\n"
 
@@ -47,14 +47,14 @@ def run_cell(recipe: Recipe, device: str) -> dict:
     classifier = train.joint(named, dataset, train.pick_device(device), directory / "checkpoint.pt")
     export.model_directory(named, dataset, classifier, directory)
     chosen = {"joint": {}, **fitting.fit_heads(directory)}
-    heads = directory / "heads"
+    heads, test = directory / "heads", directory / "features" / "test.npz"
     tensors, _ = head_file.load(heads / "joint.safetensors")
     norms, counts = np.linalg.norm(tensors["weight"], axis=1), dataset.train_counts
     result = {
         "settings": settings, "data": recipe.name, "sampler": recipe.sampler, "seed": recipe.seed,
         "norm_correlation": float(np.corrcoef(np.log(counts), norms)[0, 1]),
         "heads": {
-            method: {"chosen": settings_of, "test": binary.evaluate(directory / "features" / "test.npz", heads / f"{method}.safetensors")}
+            method: {"chosen": settings_of, "test": binary.evaluate(test, heads / f"{method}.safetensors")}
             for method, settings_of in chosen.items()
         },
     }
@@ -75,25 +75,21 @@ def cells_of(results: list[dict], data: str, sampler: str) -> list[dict]:
 
 def summaries(results: list[dict], data: str) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
     """Mean and standard error over seeds, by method, sampler and group of classes."""
-    return {
-        method: {
-            sampler: {
-                group: summary([cell["heads"][method]["test"][group] for cell in cells_of(results, data, sampler)]) for group in GROUPS
-            }
-            for sampler in samplers.SAMPLERS
-        }
-        for method in binary.METHODS
-    }
+    def groups(method: str, sampler: str) -> dict[str, tuple[float, float]]:
+        reports = [cell["heads"][method]["test"] for cell in cells_of(results, data, sampler)]
+        return {group: summary([report[group] for report in reports]) for group in COLUMNS}
+
+    return {method: {sampler: groups(method, sampler) for sampler in samplers.SAMPLERS} for method in binary.METHODS}
 
 
 def table(results: list[dict], data: str) -> str:
     """Every head on every representation; in bold the representation that is best for a head, column by column."""
     lines = ["| head | trained with | all | many | medium | few |", "|---|---|---|---|---|---|"]
     for method, by_sampler in summaries(results, data).items():
-        best = {group: max(by_sampler.values(), key=lambda groups: groups[group][0])[group][0] for group in GROUPS}
+        best = {group: max(by_sampler.values(), key=lambda groups: groups[group][0])[group][0] for group in COLUMNS}
         for sampler, groups in by_sampler.items():
             cells = []
-            for group in GROUPS:
+            for group in COLUMNS:
                 mean, error = groups[group]
                 cells.append(f"**{mean:.1f}** ± {error:.1f}" if mean == best[group] else f"{mean:.1f} ± {error:.1f}")
             lines.append(f"| {binary.METHODS[method]} | {SAMPLER_NAMES[sampler]} | {' | '.join(cells)} |")
@@ -103,7 +99,8 @@ def table(results: list[dict], data: str) -> str:
 def difference_table(results: list[dict], data: str) -> str:
     """Instance-balanced less each other representation, all classes, seed by seed: mean and standard error."""
     others = [sampler for sampler in samplers.SAMPLERS if sampler != "instance_balanced"]
-    lines = ["| head | " + " | ".join(f"less {SAMPLER_NAMES[sampler]}" for sampler in others) + " |", "|---|" + "---|" * len(others)]
+    names = [f"less {SAMPLER_NAMES[sampler]}" for sampler in others]
+    lines = [f"| head | {' | '.join(names)} |", "|---|" + "---|" * len(others)]
     for method in binary.METHODS:
         cells = []
         for sampler in others:
@@ -136,11 +133,11 @@ def setting_text(results: list[dict], data: str) -> str:
     shots = [int(mask.sum()) for mask in (counts > 100, (counts >= 20) & (counts <= 100), counts < 20)]
     seeds = sorted({result["seed"] for result in results if result["data"] == data})
     return (
-        f"{len(counts)} classes with {counts.max()} to {counts.min()} training images ({counts.sum():,} in all; {shots[0]} many, "
-        f"{shots[1]} medium, {shots[2]} few), {len(dataset.splits['val'].labels)} validation and {n_test:,} test images, balanced. "
-        f"Network {recipe.network} ({n_parameters:,} parameters, {backbone.feature_dim} features) on {recipe.crop}x{recipe.crop} "
-        f"pixels, {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate}, weight decay "
-        f"{recipe.weight_decay}; seeds {', '.join(map(str, seeds))}."
+        f"{len(counts)} classes with {counts.max()} to {counts.min()} training images ({counts.sum():,} in all; "
+        f"{shots[0]} many, {shots[1]} medium, {shots[2]} few),\n{len(dataset.splits['val'].labels)} validation and "
+        f"{n_test:,} test images, balanced. Network {recipe.network} ({n_parameters:,} parameters, {backbone.feature_dim} "
+        f"features) on {recipe.crop}x{recipe.crop} pixels,\n{recipe.epochs} epochs, batches of {recipe.batch_size}, learning "
+        f"rate {recipe.learning_rate}, weight decay {recipe.weight_decay}; seeds {', '.join(map(str, seeds))}."
     )
 
 
@@ -178,20 +175,23 @@ def write(results: list[dict], command: str) -> None:
         "command": command, "machine": machine(),
         "versions": {"equipoise": binary.version(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
                      "numpy": np.__version__, "python": platform.python_version()},
-        "cells": results,
+        "recipes": {result["data"]: result["settings"] for result in results},
+        "cells": [{key: value for key, value in result.items() if key != "settings"} for result in results],
     }
     (DOCS / "study.json").write_text(json.dumps(record, indent=1) + "\n")
     for data in DATA:
         if any(result["data"] == data for result in results):
             (DOCS / f"study-{data}.svg").write_text(plot.bars(
-                summaries(results, data), {name: COLUMNS[name] for name in GROUPS}, binary.METHODS, SAMPLER_NAMES,
+                summaries(results, data), COLUMNS, binary.METHODS, SAMPLER_NAMES,
                 f"{data}: accuracy by head and sampler",
             ))
             write_block(DOCS / "STUDY.md", data, block(results, data))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="training.study", description="Runs the study and writes docs/study.json and docs/STUDY.md.")
+    parser = argparse.ArgumentParser(
+        prog="training.study", description="Runs the study; writes docs/study.json, the plots and the tables in docs/STUDY.md.",
+    )
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA, help="which data sets (default: all)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each sampler (default: 3)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, each on one core (default: 2)")

@@ -23,7 +23,8 @@ def dataset(train_counts: tuple[int, ...], n_held_out: int = 4, seed: int = 0) -
     """A data set with these training counts and as many validation and test images of every class."""
     rng = np.random.default_rng(seed)
     num_classes, splits = len(train_counts), {}
-    for name, counts in {"train": train_counts, "val": (n_held_out,) * num_classes, "test": (n_held_out,) * num_classes}.items():
+    held_out = (n_held_out,) * num_classes
+    for name, counts in (("train", train_counts), ("val", held_out), ("test", held_out)):
         labels = np.repeat(np.arange(num_classes), counts)
         images = [image(label, num_classes, rng) for label in labels]
         splits[name] = Split(images, labels, [f"{name}/{i}" for i in range(len(labels))])

@@ -67,7 +67,8 @@ def test_the_cache_gives_back_what_was_built(tmp_path: Path) -> None:
     for name, split in data.splits.items():
         assert (read.splits[name].labels == split.labels).all()
         assert read.splits[name].sources == split.sources
-        assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(read.splits[name].images, split.images, strict=True))
+        for one, other in zip(read.splits[name].images, split.images, strict=True):
+            np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_digits_are_long_tailed_and_disjoint() -> None:

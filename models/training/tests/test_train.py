@@ -69,7 +69,8 @@ def test_the_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_seeds_decide_the_weights(tmp_path: Path) -> None:
     data = synthetic.dataset(COUNTS)
     one, again, other = (
-        weights(train.joint(synthetic.recipe(epochs=1, seed=seed), data, CPU, tmp_path / str(i))) for i, seed in enumerate((0, 0, 1))
+        weights(train.joint(synthetic.recipe(epochs=1, seed=seed), data, CPU, tmp_path / name))
+        for name, seed in (("one", 0), ("again", 0), ("other", 1))
     )
     assert same(one, again)
     assert not same(one, other)
