@@ -28,7 +28,7 @@ test: ort ## Run all tests
 test-training: ## Run the tests of models/training (torch is too large for `make test`; those of the binary need a release build)
 	$(MAKE) -C models/training test
 
-study: ort ## Train with four samplers, fit every head on each, write docs/STUDY.md (torch; an hour on two cores)
+study: ort ## Train with four samplers, fit every head on each, write docs/STUDY.md (torch; under an hour on two cores)
 	test -n "$(EQUIPOISE_BIN)" || $(CARGO) build --release --locked
 	$(MAKE) -C models/training study
 

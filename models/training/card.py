@@ -152,7 +152,7 @@ def backbone_size(path: Path) -> tuple[int, int]:
 def write_attribution(recipe: Recipe, dataset: Dataset, sets: dict[str, dict], path: Path) -> None:
     """Writes the table of icon sets with author, licence and how many icons of each lie in each split."""
     counts = {name: Counter(source.split(":")[0] for source in split.sources) for name, split in dataset.splits.items()}
-    used = sorted(set().union(*counts.values()), key=lambda prefix: sets[prefix]["name"].lower())
+    used = sorted(set().union(*counts.values()), key=lambda prefix: (sets[prefix]["name"].lower(), prefix))
     rows = []
     for prefix in used:
         facts = sets[prefix]
