@@ -14,16 +14,23 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test ort lint bench bench-fit fuzz clean
+.PHONY: help serve test test-training study ort lint bench bench-fit fuzz clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: ort ## Build a release and serve the model in models/ on http://127.0.0.1:8000 (ARGS="..." adds flags)
 	$(CARGO) run --release --locked -- serve $(ARGS)
 
 test: ort ## Run all tests
 	$(CARGO) test --locked $(ARGS)
+
+test-training: ## Run the tests of models/training (torch is too large for `make test`; those of the binary need a release build)
+	$(MAKE) -C models/training test
+
+study: ort ## Train with four samplers, fit every head on each, write docs/STUDY.md (torch; under an hour on two cores)
+	test -n "$(EQUIPOISE_BIN)" || $(CARGO) build --release --locked
+	$(MAKE) -C models/training study
 
 lint: ## Check formatting, lints and documentation
 	$(CARGO) fmt --check

@@ -23,7 +23,8 @@ def report(logits: np.ndarray, labels: np.ndarray, train_counts: np.ndarray) -> 
     }
 
 
-def mean_nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood."""
-    shifted = logits - logits.max(1, keepdims=True)
-    return float((np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]).mean())
+def in_words(report: dict[str, float | int | None]) -> str:
+    """A report as one line, in percent."""
+    keys = ("micro", "macro", "many", "medium", "few")
+    parts = [f"{key} {100 * report[key]:.1f}" for key in keys if report[key] is not None]
+    return f"{report['n']} images, percent right: " + ", ".join(parts)

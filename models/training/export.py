@@ -1,5 +1,9 @@
-"""Writes a model directory: the backbone as ONNX, `model.toml`, labels, counts and images."""
+"""Writes a model directory: the backbone as ONNX, the joint head, `model.toml`, labels, counts, features and images."""
 
+import re
+import shutil
+from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from .icons import Split
-from .model import Backbone
+from . import features, head_file
+from .data import Dataset
+from .networks import Backbone, Classifier, Residual
+from .preprocess import Preprocess
 from .recipes import Recipe
 
 OPSET = 17
 IR_VERSION = 8
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]:
@@ -28,37 +35,63 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[np.ndarray, np.ndarray]
     return np.ascontiguousarray(weight, dtype=np.float32), (beta - mean * gain).astype(np.float32)
 
 
+class Graph:
+    """The nodes and weights of a backbone, added layer by layer."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[TensorProto] = []
+        self.stage = -1  # how many convolutions there are, less one
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def convolution(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, source: str) -> str:
+        self.stage += 1
+        names = [f"stage{self.stage}.weight", f"stage{self.stage}.bias"]
+        for array, name in zip(fold(conv, norm), names, strict=True):
+            self.initializers.append(numpy_helper.from_array(array, name))
+        strides = {"strides": list(conv.stride)} if conv.stride != (1, 1) else {}
+        return self.node(
+            "Conv", [source, *names], f"stage{self.stage}.conv",
+            kernel_shape=list(conv.kernel_size), pads=list(conv.padding * 2), **strides,
+        )
+
+    def layers(self, layers: nn.Sequential, current: str) -> str:
+        """Adds layers in a row; returns the name of the last one's output."""
+        for layer, following in zip_longest(layers, layers[1:]):
+            match layer:
+                case nn.Conv2d():
+                    current = self.convolution(layer, following, current)
+                case nn.BatchNorm2d():
+                    pass  # folded into the convolution before it
+                case nn.ReLU():
+                    current = self.node("Relu", [current], f"stage{self.stage}.relu")
+                case nn.MaxPool2d():
+                    current = self.node(
+                        "MaxPool", [current], f"stage{self.stage + 1}.pool", kernel_shape=[2, 2], strides=[2, 2]
+                    )
+                case Residual():
+                    parts = [self.layers(layer.body, current), self.layers(layer.shortcut, current)]
+                    added = self.node("Add", parts, f"stage{self.stage}.add")
+                    current = self.node("Relu", [added], f"stage{self.stage}.sum")
+                case _:
+                    raise TypeError(f"no ONNX form for {layer}")
+        return current
+
+
 def backbone(network: Backbone, crop: int, path: Path) -> None:
     """Writes the backbone, input `image [N, 3, crop, crop]`, output `features [N, D]`, BatchNorm folded."""
-    nodes, initializers = [], []
-    current, stage = "image", 0
-    layers = list(network.layers)
-    for layer, following in zip(layers, layers[1:] + [None], strict=True):
-        if isinstance(layer, nn.Conv2d):
-            weight, bias = fold(layer, following)
-            names = [f"stage{stage}.weight", f"stage{stage}.bias"]
-            initializers += [numpy_helper.from_array(weight, names[0]), numpy_helper.from_array(bias, names[1])]
-            output = f"stage{stage}.conv"
-            nodes.append(helper.make_node("Conv", [current, *names], [output], kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
-        elif isinstance(layer, nn.BatchNorm2d):
-            continue
-        elif isinstance(layer, nn.ReLU):
-            output = f"stage{stage}.relu"
-            nodes.append(helper.make_node("Relu", [current], [output]))
-            stage += 1
-        elif isinstance(layer, nn.MaxPool2d):
-            output = f"stage{stage}.pool"
-            nodes.append(helper.make_node("MaxPool", [current], [output], kernel_shape=[2, 2], strides=[2, 2]))
-        else:
-            raise TypeError(f"no ONNX form for {layer}")
-        current = output
-    nodes.append(helper.make_node("GlobalAveragePool", [current], ["pooled"]))
-    nodes.append(helper.make_node("Flatten", ["pooled"], ["features"], axis=1))
+    parts = Graph()
+    last = parts.layers(network.layers, "image")
+    parts.node("GlobalAveragePool", [last], "pooled")
+    parts.node("Flatten", ["pooled"], "features", axis=1)
     graph = helper.make_graph(
-        nodes, "backbone",
+        parts.nodes, "backbone",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, crop, crop])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", network.feature_dim])],
-        initializers,
+        parts.initializers,
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="equipoise"
@@ -76,9 +109,62 @@ def check_backbone(network: Backbone, crop: int, path: Path) -> None:
     np.testing.assert_allclose(session.run(["features"], {"image": image})[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def model_toml(recipe: Recipe, tau: float, bias_mode: str, path: Path) -> None:
-    """Writes `model.toml`."""
-    files = "".join(f'[heads.{name}]\nfile = "heads/{name}.safetensors"\n' for name in ("joint", "crt", "lws", "ncm"))
+def model_directory(recipe: Recipe, dataset: Dataset, classifier: Classifier, target: Path) -> None:
+    """Writes all that a server needs: backbone, joint head, labels, counts and settings; and the splits' features.
+
+    Features come from the written backbone, so that heads are fitted on what will be served.
+    """
+    if not NAME.fullmatch(recipe.name):
+        raise ValueError(f"{recipe.name!r} is no name for a model: letters, digits, dot, underscore and dash, at most 64")
+    for stale in ("features", "heads"):
+        shutil.rmtree(target / stale, ignore_errors=True)
+    target.mkdir(parents=True, exist_ok=True)
+    backbone(classifier.backbone, recipe.crop, target / "backbone.onnx")
+    check_backbone(classifier.backbone, recipe.crop, target / "backbone.onnx")
+    (target / "labels.txt").write_text("".join(f"{word}\n" for word in dataset.classes))
+    rows = "".join(f"{label},{count}\n" for label, count in enumerate(dataset.train_counts))
+    (target / "train_counts.csv").write_text("class,count\n" + rows)
+    preprocess = Preprocess(recipe.resize, recipe.crop, recipe.mean, recipe.std)
+    for name, split in dataset.splits.items():
+        if len(split.labels):
+            extracted = features.extract(target / "backbone.onnx", preprocess, split.images)
+            features.save(target / "features" / f"{name}.npz", extracted, split.labels)
+    joint_head(recipe, classifier.head, dataset.train_counts, target)
+    model_toml(recipe, {"joint": {"file": "heads/joint.safetensors"}}, target / "model.toml")
+
+
+# The class prior that a head's logits hold, for corrections to another prior: the training data's own, or none of them.
+# Square-root sampling leaves one in between, progressively-balanced one that moved.
+TRAIN_PRIORS = {
+    "instance_balanced": "joint", "class_balanced": "uniform", "square_root": "none", "progressively_balanced": "none",
+}
+
+
+def joint_head(recipe: Recipe, layer: nn.Linear, train_counts: np.ndarray, directory: Path) -> None:
+    """Writes the network's own last layer as the joint head."""
+    train, _ = features.load(directory / "features" / "train.npz")
+    tensors = {
+        "weight": layer.weight.detach().numpy(), "bias": layer.bias.detach().numpy(),
+        "train_counts": train_counts.astype(np.int64),
+    }
+    metadata = {
+        "kind": "joint", "method": "joint", "classes": layer.out_features, "feature_dim": layer.in_features,
+        "transform": "none", "seed": recipe.seed, "feature_set_digest": features.digest(train),
+        "train_prior": TRAIN_PRIORS[recipe.sampler], "solver": "sgd", "sampler": recipe.sampler, "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size, "learning_rate": recipe.learning_rate, "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+    }
+    head_file.save(directory / "heads" / "joint.safetensors", tensors, {key: str(value) for key, value in metadata.items()})
+
+
+def model_toml(recipe: Recipe, heads: dict[str, dict[str, str | float]], path: Path) -> None:
+    """Writes `model.toml` with these heads, joint the default."""
+    def value(of: str | float) -> str:
+        return f'"{of}"' if isinstance(of, str) else str(of)
+
+    tables = "".join(
+        f"[heads.{name}]\n" + "".join(f"{key} = {value(of)}\n" for key, of in table.items()) for name, table in heads.items()
+    )
     path.write_text(f"""\
 name = "{recipe.name}"
 backbone = "backbone.onnx"
@@ -97,19 +183,7 @@ train_counts = "train_counts.csv"
 
 [heads]
 default = "joint"
-{files}[heads.tau]
-kind = "tau_norm"
-base = "joint"
-tau = {tau}
-bias = "{bias_mode}"
-""")
-
-
-def classes(recipe: Recipe, directory: Path) -> None:
-    """Writes `labels.txt` and `train_counts.csv`."""
-    (directory / "labels.txt").write_text("".join(f"{word}\n" for word in recipe.classes))
-    rows = "".join(f"{label},{count}\n" for label, count in enumerate(recipe.train_counts))
-    (directory / "train_counts.csv").write_text("class,count\n" + rows)
+{tables}""")
 
 
 def png(image: Image.Image, path: Path) -> None:
@@ -124,20 +198,11 @@ def png(image: Image.Image, path: Path) -> None:
     small.save(path, optimize=True)
 
 
-def images(recipe: Recipe, split: Split, directory: Path) -> None:
+def images(dataset: Dataset, name: str, directory: Path) -> None:
     """Writes a split as `directory/<label>/<nn>.png`."""
-    seen: dict[int, int] = {}
-    for icon, image in zip(split.icons, split.images, strict=True):
-        number = seen.get(icon.label, 0)
-        seen[icon.label] = number + 1
-        folder = directory / recipe.classes[icon.label]
+    split, seen = dataset.splits[name], Counter()
+    for label, image in zip(split.labels.tolist(), split.images, strict=True):
+        folder = directory / dataset.classes[label]
         folder.mkdir(parents=True, exist_ok=True)
-        png(image, folder / f"{number:02}.png")
-
-
-def sources(recipe: Recipe, splits: dict[str, Split], path: Path) -> None:
-    """Writes which icon every image is, in the order of the feature sets and of the test files."""
-    lines = ["split,class,set,icon"]
-    for name, split in splits.items():
-        lines += [f"{name},{icon.label},{icon.prefix},{icon.name}" for icon in split.icons]
-    path.write_text("\n".join(lines) + "\n")
+        png(image, folder / f"{seen[label]:02}.png")
+        seen[label] += 1

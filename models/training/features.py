@@ -1,6 +1,7 @@
 """Features of images by the exported backbone."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from .preprocess import Preprocess
 
 
-def extract(backbone: Path, preprocess: Preprocess, images: list[Image.Image]) -> np.ndarray:
+def extract(backbone: Path, preprocess: Preprocess, images: Sequence[Image.Image]) -> np.ndarray:
     """Features `[N, D]` float32. One image at a time, so that a row does not depend on its neighbours."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

