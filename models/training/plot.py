@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 
 COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c")
-PANEL_WIDTH, PANEL_HEIGHT, GAP, MARGIN = 430, 190, 46, 44
+PANEL_WIDTH, PANEL_HEIGHT, GAP, MARGIN = 430, 190, 60, 44
 BAR = 16
 
 
@@ -33,7 +33,7 @@ def draw_panel(panel: dict[str, dict[str, tuple[float, float]]], caption: str, c
     """One panel: the axis from 0 to the next ten above the highest bar, the bars and their errors."""
     highest = max(mean + (error if error == error else 0) for bars_of in panel.values() for mean, error in bars_of.values())
     top = 10 * max(1, -(-highest // 10))
-    parts = [f'<text x="0" y="-10" font-weight="bold">{escape(caption)}</text>']
+    parts = [f'<text x="0" y="-10" font-weight="bold">{escape(caption)}, % right</text>']
     for tick in range(0, int(top) + 1, 20 if top > 50 else 10):
         y = PANEL_HEIGHT * (1 - tick / top)
         parts.append(f'<path d="M0 {y:.1f}H{PANEL_WIDTH}" stroke="#ddd"/>')
