@@ -9,7 +9,7 @@ use super::{
     history::{audit, roll_back},
     restart::{file_of, load_error},
 };
-use crate::app::{Setup, TestApp, root, send};
+use crate::app::{Setup, TestApp, copy_of_icons30, root, send};
 
 const DAMAGED: &str = "equipoise_state_damaged_files{model=\"icons30\"}";
 const GENERATION: &str = "equipoise_state_generation{model=\"icons30\"}";
@@ -133,8 +133,19 @@ fn copy(from: &Path, to: &Path) {
 /// patched, `mine` activated and patched, ncm deleted.
 #[tokio::test]
 async fn the_state_of_the_first_version_is_read_for_ever() {
-    let setup = Setup::new();
-    copy(&root().join("tests/data/state/v1"), setup.state.path());
+    // The model directory of then: of another one the heads would be new versions.
+    let model = copy_of_icons30();
+    let v1 = root().join("tests/data/state/v1");
+    for (head, digest) in [
+        ("crt", "3a22a913b172f0b4935a743c01b15dfc3875bb00ebecc25bc400e121d3376886"),
+        ("lws", "f983cd822a1d3014242983aa39398421f0b032eaa6bf3f9a73481d78dd1e3289"),
+        ("ncm", "309694f084dd2f7fd47c7e5ad67f1c176416b79fe195ac6066021eac73eefde6"),
+    ] {
+        let file = model.path().join(format!("heads/{head}.safetensors"));
+        std::fs::copy(v1.join("models/icons30/blobs").join(digest), file).unwrap();
+    }
+    let setup = Setup::new().models(&[model.path()]);
+    copy(&v1, setup.state.path());
     let app = setup.start();
     let list = send(app.admin("GET", "heads")).await.expect(200).json();
     assert_eq!(list["default"], json!({ "head": "mine", "version": 1 }));
