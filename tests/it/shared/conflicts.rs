@@ -1,4 +1,4 @@
-//! Servers that change the same model at once.
+//! Servers that change the same model at once. `EQUIPOISE_TEST_CHANGES` says how often; some hundred times unless it does.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,7 +8,10 @@ use super::{Store, heads, whole_audit};
 use crate::app::{Answer, TestApp, guard, send};
 
 const SERVERS: usize = 3;
-const CHANGES: usize = 300;
+
+fn n_changes() -> usize {
+    std::env::var("EQUIPOISE_TEST_CHANGES").map_or(300, |text| text.parse().unwrap())
+}
 
 /// What somebody was told, by the generation of the answer.
 type Told = Vec<(u64, Value)>;
@@ -36,16 +39,21 @@ async fn increment(app: &TestApp) -> (u64, Value) {
     }
 }
 
+/// Of a few hundred in the range of the setting.
+fn tau(number: usize) -> f64 {
+    (number % 500) as f64 / 100.0
+}
+
 async fn change(app: &TestApp, number: usize) -> (u64, Value) {
     match number % 4 {
         0 => increment(app).await,
         1 => {
-            let tau = number as f64 / 100.0;
+            let tau = tau(number);
             let answer = app.patch("tau", json!({ "tau": tau })).await.expect(200);
             (generation(&answer), json!({ "action": "patched", "head": "tau", "tau": tau }))
         }
         2 => {
-            let body = json!({ "kind": "tau_norm", "base": "joint", "tau": number as f64 / 100.0 });
+            let body = json!({ "kind": "tau_norm", "base": "joint", "tau": tau(number) });
             let answer = app.derive_head("soft", body).await.expect(201);
             (generation(&answer), json!({ "action": "published", "version": answer.json()["version"] }))
         }
@@ -59,14 +67,14 @@ async fn change(app: &TestApp, number: usize) -> (u64, Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_change_is_lost_and_all_servers_end_alike() {
-    let store = Store::new();
+    let (store, n_changes) = (Store::new(), n_changes());
     let apps: Vec<TestApp> = (0..SERVERS).map(|_| store.server(Duration::from_millis(100)).start()).collect();
     // Each server has two callers at once.
     let callers = (0..2 * SERVERS).map(|caller| {
         let app = &apps[caller % SERVERS];
         async move {
             let mut told: Told = Vec::new();
-            for number in (caller..CHANGES).step_by(2 * SERVERS) {
+            for number in (caller..n_changes).step_by(2 * SERVERS) {
                 told.push(change(app, number).await);
             }
             told
@@ -74,7 +82,7 @@ async fn no_change_is_lost_and_all_servers_end_alike() {
     });
     let told: Told =
         guard("the changes", futures_util::future::join_all(callers)).await.into_iter().flatten().collect();
-    assert_eq!(told.len(), CHANGES);
+    assert_eq!(told.len(), n_changes);
     let newest = told.iter().map(|(generation, _)| *generation).max().unwrap();
     for app in &apps {
         app.until("the newest generation", |samples| {
@@ -88,11 +96,11 @@ async fn no_change_is_lost_and_all_servers_end_alike() {
     }
 
     let audit = whole_audit(&apps[1]).await;
-    assert_eq!(audit.len(), CHANGES + 1);
+    assert_eq!(audit.len(), n_changes + 1);
     let by_generation: BTreeMap<u64, &Value> =
         audit.iter().map(|entry| (entry["generation"].as_u64().unwrap(), entry)).collect();
     // One history without forks: each generation has the one before as its parent.
-    assert_eq!(by_generation.len(), CHANGES + 1);
+    assert_eq!(by_generation.len(), n_changes + 1);
     for (generation, entry) in by_generation.iter().skip(1) {
         assert_eq!(entry["parent"], generation - 1);
     }
