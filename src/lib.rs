@@ -27,7 +27,7 @@
 //! | `batcher` | admission, decoding, batching; the threads that own the sessions |
 //! | `registry` | what is loaded, and the changes that an operator makes to it |
 //! | `jobs` | fits and evaluations in the background of a server |
-//! | `access`, `reload` | tokens with roles, limits for each caller; files that are read again |
+//! | `access`, `reload`, `files` | tokens with roles, limits for each caller; files that are read again; errors that name a file |
 //! | `metrics`, `telemetry`, `config` | what the process counts, logs and is told |
 //! | `http`, `cli` | the edges |
 //! | `server` | wires them |
@@ -48,6 +48,8 @@ pub mod batcher;
 pub mod cli;
 #[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
+pub mod files;
 #[cfg(feature = "server")]
 pub mod http;
 #[cfg(feature = "server")]

@@ -7,17 +7,10 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::heads::Digest;
-
-/// A file that cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}", path = path.display())]
-pub struct FileUnreadable {
-    /// The file.
-    pub path: PathBuf,
-    /// Why.
-    pub source: std::io::Error,
-}
+use crate::{
+    files::{FileUnreadable, read},
+    heads::Digest,
+};
 
 /// What a look at the files has brought.
 #[derive(Debug)]
@@ -52,7 +45,7 @@ impl<T, E: From<FileUnreadable>> Reloaded<T, E> {
     /// # Errors
     /// If a file cannot be read, or `make` does not take it.
     pub fn open(paths: Vec<PathBuf>, make: Make<T, E>) -> Result<Self, E> {
-        let contents = read(&paths)?;
+        let contents = read_all(&paths)?;
         let current = ArcSwap::from_pointee(make(&paths, &contents)?);
         Ok(Self { paths, make, current, seen: Mutex::new((Some(digest(&contents)), true)) })
     }
@@ -65,7 +58,7 @@ impl<T, E: From<FileUnreadable>> Reloaded<T, E> {
     /// Reads the files again, and uses what they say if that is new and can be used. Blocks.
     pub fn look(&self) -> Look<E> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let contents = read(&self.paths);
+        let contents = read_all(&self.paths);
         let now = contents.as_ref().ok().map(|contents| digest(contents));
         if seen.0 == now {
             return Look::Unchanged;
@@ -87,9 +80,8 @@ impl<T, E: From<FileUnreadable>> Reloaded<T, E> {
     }
 }
 
-fn read(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FileUnreadable> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|source| FileUnreadable { path: path.clone(), source });
-    paths.iter().map(read).collect()
+fn read_all(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FileUnreadable> {
+    paths.iter().map(|path| read(path)).collect()
 }
 
 fn digest(contents: &[Vec<u8>]) -> Digest {

@@ -1,6 +1,6 @@
 //! The log: one line an event on standard error, as text or JSON.
 
-use std::io::IsTerminal;
+use std::{any::Any, io::IsTerminal};
 
 use tracing_subscriber::{EnvFilter, filter::ParseError};
 
@@ -19,4 +19,10 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
     };
     Ok(())
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }

@@ -10,9 +10,9 @@ use serde::Deserialize;
 
 use super::{ADMIN, KnownToken, Role};
 use crate::{
+    files::FileUnreadable,
     heads::Digest,
     registry::{Author, is_valid_name},
-    reload::FileUnreadable,
 };
 
 /// What is wrong with a file of tokens.

@@ -2,17 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use crate::files::FileUnreadable;
+
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that cannot be read.
-    #[error("{path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileUnreadable),
     /// A file that is not what it should be.
     #[error("{path}: {source}", path = path.display())]
     Toml {
@@ -64,7 +61,7 @@ impl ConfigError {
     pub fn is_wrong_usage(&self) -> bool {
         match self {
             Self::Alone { .. } | Self::RateLimit { .. } | Self::InsecureAdmin { .. } => true,
-            Self::Read { .. } | Self::Toml { .. } | Self::EmptyToken { .. } | Self::NoModel | Self::NoStateDir => false,
+            Self::File(_) | Self::Toml { .. } | Self::EmptyToken { .. } | Self::NoModel | Self::NoStateDir => false,
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use serde::Deserialize;
 
-use crate::onnx::DeviceChoice;
+use crate::{files::read_text, onnx::DeviceChoice};
 
 pub use error::ConfigError;
 pub use resolved::{AdminToken, Config, RateLimit, TlsFiles};
@@ -250,7 +250,7 @@ impl ServeOptions {
             self.admin_token = std::env::var("EQUIPOISE_ADMIN_TOKEN").ok().map(Secret);
         }
         let Some(path) = self.config.clone() else { return Ok(self) };
-        let text = read(&path)?;
+        let text = read_text(&path)?;
         let mut file: Self = toml::from_str(&text)
             .map_err(|source| ConfigError::Toml { path: path.clone(), source: Box::new(source) })?;
         // Paths in a file are meant from where the file is.
@@ -324,8 +324,4 @@ pub fn shipped_model() -> Option<PathBuf> {
         .chain(above)
         .flat_map(|folder| ["models/icons30", "share/equipoise/models/icons30"].map(|model| folder.join(model)))
         .find(|model| model.join("model.toml").is_file())
-}
-
-fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }

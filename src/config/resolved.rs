@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use super::{ConfigError, Secret, ServeOptions, cores, read, shipped_model};
-use crate::onnx::DeviceChoice;
+use super::{ConfigError, Secret, ServeOptions, cores, shipped_model};
+use crate::{files::read_text, onnx::DeviceChoice};
 
 /// Where the admin token comes from.
 #[derive(Clone, PartialEq, Eq)]
@@ -114,7 +114,7 @@ impl ServeOptions {
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let admin_token = match (&self.admin_token, &self.admin_token_file) {
             (Some(Secret(token)), _) => AdminToken::Given(not_empty(token, "EQUIPOISE_ADMIN_TOKEN")?),
-            (None, Some(path)) => AdminToken::Given(not_empty(&read(path)?, &path.display().to_string())?),
+            (None, Some(path)) => AdminToken::Given(not_empty(&read_text(path)?, &path.display().to_string())?),
             (None, None) => AdminToken::Kept,
         };
         let listen = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)));

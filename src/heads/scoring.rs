@@ -15,8 +15,6 @@ pub struct Scoring {
     shift: Vec<f64>,
     inverse_temperature: f64,
     masked: Vec<bool>,
-    /// The shift; minus infinity for masked classes.
-    shift_if_unmasked: Vec<f64>,
     num_unmasked: usize,
     screen: Option<Screen>,
 }
@@ -91,14 +89,11 @@ impl Scoring {
             None => vec![false; scale.len()],
         };
         let num_unmasked = masked.iter().filter(|&&masked| !masked).count();
-        let shift_or_none = |(&shift, &masked): (&f64, &bool)| if masked { f64::NEG_INFINITY } else { shift };
-        let shift_if_unmasked = shift.iter().zip(&masked).map(shift_or_none).collect();
         let screen = Screen::new(&scale, &shift, &masked);
         Self {
             scale,
             shift,
             screen,
-            shift_if_unmasked,
             inverse_temperature: temperature.max(MIN_TEMPERATURE).recip(),
             masked,
             num_unmasked,
@@ -126,7 +121,20 @@ impl Scoring {
     /// If `class` is not below the number of classes.
     pub fn is_best(&self, raw: &[f32], class: usize) -> bool {
         let in_single = self.screen.as_ref().and_then(|screen| screen.is_best(raw, class));
-        in_single.unwrap_or_else(|| best_class(raw, &self.scale, &self.shift_if_unmasked) == Some(class))
+        in_single.unwrap_or_else(|| self.best_class(raw) == Some(class))
+    }
+
+    /// The first class with the largest logit; `None` if that is not a finite number.
+    fn best_class(&self, raw: &[f32]) -> Option<usize> {
+        let classes = raw.iter().zip(&self.scale).zip(&self.shift).zip(&self.masked).enumerate();
+        let mut best = (0, f64::NEG_INFINITY);
+        for (class, (((&raw, scale), shift), _)) in classes.filter(|(_, (_, masked))| !**masked) {
+            let logit = scale * f64::from(raw) + shift;
+            if logit > best.1 {
+                best = (class, logit);
+            }
+        }
+        best.1.is_finite().then_some(best.0)
     }
 
     /// The `k` best classes of one sample, best first; fewer if fewer are not masked. `logits` is scratch space.
@@ -171,18 +179,6 @@ fn largest_logit(raw: &[f32], scale: &[f32], shift: &[f32]) -> f32 {
     }
     let rest = rest.iter().zip(rest_of_scale).zip(rest_of_shift).map(|((raw, scale), shift)| scale * raw + shift);
     lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
-}
-
-/// The first class with the largest `scale · raw + shift`; `None` if that is not a finite number.
-fn best_class(raw: &[f32], scale: &[f64], shift: &[f64]) -> Option<usize> {
-    let logits = raw.iter().zip(scale).zip(shift).map(|((&raw, scale), shift)| scale * f64::from(raw) + shift);
-    let mut best = (0, f64::NEG_INFINITY);
-    for (class, logit) in logits.enumerate() {
-        if logit > best.1 {
-            best = (class, logit);
-        }
-    }
-    best.1.is_finite().then_some(best.0)
 }
 
 /// The softmax of `logits`: `exp(zⱼ − max z) / Σ exp(zᵢ − max z)`.

@@ -13,7 +13,10 @@ use axum::{
 };
 
 use super::{App, error::ApiError};
-use crate::access::{RateLimiter, RateRefusal, Role, Sender};
+use crate::{
+    access::{RateLimiter, RateRefusal, Role, Sender},
+    registry::Author,
+};
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +102,11 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// As the one who makes a change.
+    pub(super) fn author(&self) -> Author {
+        Author::new(&self.name)
+    }
+
     /// Refuses what this caller may not do.
     pub(super) fn needs(&self, needed: Role) -> Result<(), ApiError> {
         if self.role < needed { Err(ApiError::RoleTooSmall { needed }) } else { Ok(()) }

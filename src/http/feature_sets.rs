@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{AppState, admin::blocking, body, classify::parse_query, error::ApiError, generation::By};
+use super::{AppState, Caller, admin::blocking, body, classify::parse_query, error::ApiError};
 use crate::registry::{Author, Change, FeatureSetUpload, Kept, Model, RegistryError, StoredSet, is_valid_name};
 
 /// What is collected before a thread is asked to write it: all the memory that an upload holds.
@@ -69,12 +69,12 @@ pub(super) async fn show(
 pub(super) async fn delete(
     State(app): AppState,
     Path((model, id)): Path<(String, String)>,
-    By(author): By,
+    caller: Caller,
 ) -> Result<StatusCode, ApiError> {
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let delete = move || {
         model.feature_sets()?.delete(&id)?;
-        model.record(&author, Change::FeatureSetDeleted { id });
+        model.record(&caller.author(), Change::FeatureSetDeleted { id });
         Ok::<_, RegistryError>(())
     };
     blocking(delete).await?;
@@ -92,7 +92,7 @@ pub(super) async fn upload(
     State(app): AppState,
     Path(model): Path<String>,
     RawQuery(query): RawQuery,
-    By(author): By,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -124,7 +124,7 @@ pub(super) async fn upload(
         }
     }
     received.write(block.freeze()).await?;
-    let (stored, is_new) = received.finish(Arc::clone(&model), author, name).await?;
+    let (stored, is_new) = received.finish(Arc::clone(&model), caller.author(), name).await?;
     let view = Json(FeatureSetView::of(&stored));
     if !is_new {
         return Ok(view.into_response());

@@ -22,7 +22,7 @@ use super::{
     admin::{blocking, json_body},
     body::present,
     error::ApiError,
-    generation::{By, Conditional, tagged},
+    generation::{Conditional, tagged},
     layers::Arrived,
 };
 use crate::{
@@ -149,7 +149,6 @@ pub(super) async fn submit(
     Extension(arrived): Extension<Arrived>,
     caller: Caller,
     Path(model): Path<String>,
-    By(author): By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -163,10 +162,10 @@ pub(super) async fn submit(
     let request = FitRequest { method, feature_set, head, base, validation, publish, params };
     let name = model.name().to_owned();
     let submit = move || {
-        let record = app.jobs.submit(&model, &author, &request)?;
+        let record = app.jobs.submit(&model, &caller.author(), &request)?;
         let (id, method) = (record.id.clone(), record.method);
         let (feature_set, head) = (record.feature_set.clone(), record.publish_as.clone());
-        model.record(&author, Change::FitCreated { id, method, feature_set, head });
+        model.record(&caller.author(), Change::FitCreated { id, method, feature_set, head });
         Ok::<_, JobError>(record)
     };
     let record = blocking(submit).await?;
@@ -178,14 +177,14 @@ pub(super) async fn submit(
 pub(super) async fn cancel(
     State(app): AppState,
     Path((model, id)): Path<(String, String)>,
-    By(author): By,
+    caller: Caller,
 ) -> Result<Response, ApiError> {
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let job = app.jobs.get(&model, &id)?;
     let cancelled = Arc::clone(&job);
     let cancel = move || {
         app.jobs.cancel(&cancelled)?;
-        model.record(&author, Change::FitCancelled { id });
+        model.record(&caller.author(), Change::FitCancelled { id });
         Ok::<_, JobError>(())
     };
     blocking(cancel).await?;

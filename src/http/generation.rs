@@ -10,7 +10,7 @@ use axum::{
 };
 
 use super::{App, AppState, Caller, classify::deadline, error::ApiError, layers::Arrived};
-use crate::registry::{Author, Edit, IfMatch, Model};
+use crate::registry::{Edit, IfMatch, Model};
 
 /// The generation of the state that an answer is of.
 const GENERATION: HeaderName = HeaderName::from_static("x-equipoise-generation");
@@ -33,25 +33,14 @@ pub(super) fn tagged(generation: u64, answer: impl IntoResponse) -> Response {
     response
 }
 
-/// Who asks for a change: the name of the caller's token.
-pub(super) struct By(pub(super) Author);
-
-impl<S: Sync> FromRequestParts<S> for By {
-    type Rejection = ApiError;
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Caller { name, .. } = Caller::from_request_parts(parts, state).await?;
-        Ok(Self(Author::new(&name)))
-    }
-}
-
 /// Who asks for a change, and at which generation (`If-Match`).
 pub(super) struct Conditional(pub(super) Edit);
 
 impl<S: Sync> FromRequestParts<S> for Conditional {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let By(author) = By::from_request_parts(parts, state).await?;
-        Ok(Self(Edit { author, if_match: if_match(&parts.headers)? }))
+        let caller = Caller::from_request_parts(parts, state).await?;
+        Ok(Self(Edit { author: caller.author(), if_match: if_match(&parts.headers)? }))
     }
 }
 

@@ -19,6 +19,7 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 
 use super::{App, AppState, body::SharedBody, error::ApiError};
+use crate::telemetry::panic_message;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A longer one is replaced: it goes into every line of the log.
@@ -114,9 +115,5 @@ impl Drop for InFlight {
 /// Answers 500 if a handler panics.
 pub(super) async fn catch_panics(request: Request, next: Next) -> Response {
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    answer.unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        ApiError::Internal(message).into_response()
-    })
+    answer.unwrap_or_else(|panic| ApiError::Internal(panic_message(&*panic)).into_response())
 }

@@ -208,10 +208,6 @@ impl FitJobs {
         of_model.metrics.queued.inc();
         of_model.jobs.push(Arc::clone(&job));
         let record = job.record();
-        tracing::info!(
-            model = model.name(), fit = record.id, method = %record.method, feature_set = record.feature_set,
-            "accepted fit `{}`", record.id
-        );
         queue.push_back(job);
         shared.wake.notify_one();
         Ok(record)

@@ -1,6 +1,6 @@
 //! Work that gives way to what serves.
 
-use std::any::Any;
+use crate::telemetry::panic_message;
 
 /// How much less than what serves it is favoured: as much as can be. At 10 a fit still made the slowest answers wait.
 #[cfg(target_os = "linux")]
@@ -18,7 +18,7 @@ pub(super) fn at_low_priority<T: Send>(name: &str, work: impl FnOnce() -> T + Se
             work()
         });
         match spawned {
-            Ok(thread) => thread.join().map_err(|panic| format!("the {name} panicked: {}", words_of(&*panic))),
+            Ok(thread) => thread.join().map_err(|panic| format!("the {name} panicked: {}", panic_message(&*panic))),
             Err(error) => Err(format!("its thread cannot be started: {error}")),
         }
     })
@@ -29,12 +29,6 @@ fn lower_priority() {
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::warn!(%error, "the priority of a fit cannot be lowered");
     }
-}
-
-/// What a panic said.
-fn words_of(panic: &(dyn Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
 use super::{HeadOrigin, LoadError, LoadOptions, ModelDirectory, load::DeclaredFile};
 use crate::{
     batcher::Backbone,
+    files::{FileUnreadable, read},
     heads::{FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
     onnx::{self, CutClassifier, OnnxError, SessionOptions, cut_classifier},
     preprocess::Preprocessor,
@@ -43,14 +44,8 @@ pub(super) fn load_backbones(
     let fits = heads_dim.is_none_or(|dim| dim == first.feature_dim());
     let mut cut = None;
     if !from_classifier.is_empty() || !fits {
-        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-        let made = cut_classifier(&bytes, path.parent()).map_err(|source| LoadError::Cut {
-            path: path.clone(),
-            feature_dim: heads_dim.unwrap_or_default(),
-            found_dim: first.feature_dim(),
-            source: Box::new(source),
-        })?;
-        first = onnx::Backbone::load(&made.backbone, path.parent(), &options.session).map_err(failed)?;
+        let made = cut_of(path, heads_dim.unwrap_or_default(), first.feature_dim())?;
+        first = session_of(path, Some(&made), &options.session).map_err(failed)?;
         for name in from_classifier {
             let bytes = classifier_head_file(&made, directory.train_counts.as_deref());
             let parsed =
@@ -62,13 +57,23 @@ pub(super) fn load_backbones(
     let (feature_dim, provider) = (first.feature_dim(), first.provider());
     let mut sessions = vec![first];
     while sessions.len() < options.n_sessions.max(1) {
-        let session = match &cut {
-            None => onnx::Backbone::load_file(path, &options.session),
-            Some(cut) => onnx::Backbone::load(&cut.backbone, path.parent(), &options.session),
-        };
-        sessions.push(session.map_err(failed)?);
+        sessions.push(session_of(path, cut.as_ref(), &options.session).map_err(failed)?);
     }
     Ok(LoadedBackbones { sessions, feature_dim, provider, is_cut: cut.is_some() })
+}
+
+/// The classifier in `path`, cut in two. The widths are what the heads ask for and what the file gives.
+fn cut_of(path: &Path, feature_dim: usize, found_dim: usize) -> Result<CutClassifier, LoadError> {
+    let error = |source| LoadError::Cut { path: path.to_owned(), feature_dim, found_dim, source: Box::new(source) };
+    cut_classifier(&read(path)?, path.parent()).map_err(error)
+}
+
+/// A session of a backbone file, or of what was cut out of it.
+fn session_of(path: &Path, cut: Option<&CutClassifier>, options: &SessionOptions) -> Result<onnx::Backbone, OnnxError> {
+    match cut {
+        None => onnx::Backbone::load_file(path, options),
+        Some(cut) => onnx::Backbone::load(&cut.backbone, path.parent(), options),
+    }
 }
 
 /// The head file of a classifier's last layer: the same layer gives the same bytes.
@@ -172,19 +177,8 @@ impl BackboneSource {
         if stamp(path)? != self.stamp {
             return Err(LoadError::BackboneChanged { path: path.clone() });
         }
-        let mut session = if self.is_cut {
-            let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-            let cut = cut_classifier(&bytes, path.parent()).map_err(|source| LoadError::Cut {
-                path: path.clone(),
-                feature_dim: 0,
-                found_dim: 0,
-                source: Box::new(source),
-            })?;
-            onnx::Backbone::load(&cut.backbone, path.parent(), &self.session)
-        } else {
-            onnx::Backbone::load_file(path, &self.session)
-        }
-        .map_err(failed)?;
+        let cut = self.is_cut.then(|| cut_of(path, 0, 0)).transpose()?;
+        let mut session = session_of(path, cut.as_ref(), &self.session).map_err(failed)?;
         warm_up_session(&mut session, self.image_size, self.max_batch_size).map_err(failed)?;
         Ok(session)
     }
@@ -192,5 +186,5 @@ impl BackboneSource {
 
 fn stamp(path: &Path) -> Result<(SystemTime, u64), LoadError> {
     let stamp = std::fs::metadata(path).and_then(|metadata| Ok((metadata.modified()?, metadata.len())));
-    stamp.map_err(|source| LoadError::Read { path: path.to_owned(), source })
+    Ok(stamp.map_err(FileUnreadable::of(path))?)
 }

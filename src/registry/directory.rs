@@ -14,6 +14,7 @@ use serde::{
 use super::is_valid_name;
 use crate::{
     dataset::{CountsError, parse_train_counts},
+    files::{FileUnreadable, read_text},
     heads::{BiasMode, HeadKind, SettingsPatch},
     preprocess::PreprocessConfig,
 };
@@ -22,13 +23,8 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// A file that cannot be read.
-    #[error("{path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileUnreadable),
     /// `model.toml` is not TOML, or has a key or a value that it must not have.
     #[error("{path}: {source}", path = path.display())]
     Toml {
@@ -185,7 +181,7 @@ impl ModelDirectory {
     /// [`DirectoryError`] names the file, the key and the line.
     pub fn read(path: &Path) -> Result<Self, DirectoryError> {
         let toml_path = path.join("model.toml");
-        let model: ModelToml = toml::from_str(&read(&toml_path)?)
+        let model: ModelToml = toml::from_str(&read_text(&toml_path)?)
             .map_err(|source| DirectoryError::Toml { path: toml_path.clone(), source: Box::new(source) })?;
         for name in std::iter::once(&model.name).chain(model.heads.heads.keys()) {
             if !is_valid_name(name) {
@@ -197,7 +193,7 @@ impl ModelDirectory {
             None => None,
             Some(file) => {
                 let file = path.join(file);
-                let counts = parse_train_counts(&read(&file)?, labels.len());
+                let counts = parse_train_counts(&read_text(&file)?, labels.len());
                 Some(counts.map_err(|source| DirectoryError::Counts { path: file, source })?)
             }
         };
@@ -243,14 +239,10 @@ impl ModelDirectory {
     }
 }
 
-fn read(path: &Path) -> Result<String, DirectoryError> {
-    std::fs::read_to_string(path).map_err(|source| DirectoryError::Read { path: path.to_owned(), source })
-}
-
 /// Reads the name of each class, one a line.
 pub(crate) fn read_labels(path: &Path) -> Result<Vec<String>, DirectoryError> {
     let problem = |problem: String| DirectoryError::Labels { path: path.to_owned(), problem };
-    let labels: Vec<String> = read(path)?.lines().map(|line| line.trim().to_owned()).collect();
+    let labels: Vec<String> = read_text(path)?.lines().map(|line| line.trim().to_owned()).collect();
     match labels.iter().position(String::is_empty) {
         Some(index) => Err(problem(format!("line {} is empty", index + 1))),
         None if labels.is_empty() => Err(problem("there is no label".to_owned())),

@@ -180,6 +180,27 @@ pub enum Change {
     },
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Imported { published, .. } => {
+                write!(f, "took {} new heads from the model directory", published.len())
+            }
+            Self::Patched { head, .. } => write!(f, "changed the settings of head `{head}`"),
+            Self::Published { head, version, .. } => write!(f, "published head `{head}` version {version}"),
+            Self::Activated { after, .. } => write!(f, "activated head `{}` version {}", after.head, after.version),
+            Self::Deleted { head, .. } => write!(f, "deleted head `{head}`"),
+            Self::RolledBack { after, .. } => {
+                write!(f, "rolled back to head `{}` version {}", after.head, after.version)
+            }
+            Self::FeatureSetUploaded { name, .. } => write!(f, "keeping feature set `{name}`"),
+            Self::FeatureSetDeleted { id } => write!(f, "deleted feature set `{id}`"),
+            Self::FitCreated { id, .. } => write!(f, "accepted fit `{id}`"),
+            Self::FitCancelled { id } => write!(f, "asked fit `{id}` to end"),
+        }
+    }
+}
+
 /// A change and its circumstances, as the audit tells them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditEntry {

@@ -84,6 +84,7 @@ pub fn audit(
 impl Model {
     /// Writes down a change that makes no generation. It has been made: if this fails the log says so.
     pub fn record(&self, author: &Author, change: Change) {
+        tracing::info!(model = self.name(), author = author.name(), ?change, "{change}");
         let Some(store) = &self.store else { return };
         let entry = AuditEntry {
             model: self.name().to_owned(),
@@ -117,7 +118,7 @@ impl ModelStore {
         let mut kept = self.generations()?;
         let is_before = |cursor: &AuditCursor| before.is_none_or(|before| cursor < before);
         if before.is_some() {
-            kept.truncate(self.first_not_before(&mut kept.clone(), &is_before)?);
+            kept.truncate(self.first_not_before(&kept, &is_before)?);
         }
         for &generation in kept.iter().rev().take(limit) {
             if let Some(entry) = self.entry_of(generation)? {
@@ -143,12 +144,8 @@ impl ModelStore {
     }
 
     /// How many of these generations come before a place. Their order is that of their times, so that few need to be read.
-    fn first_not_before(
-        &self,
-        generations: &mut Vec<u64>,
-        is_before: &impl Fn(&AuditCursor) -> bool,
-    ) -> Result<usize, StateError> {
-        let all = generations.clone();
+    fn first_not_before(&self, all: &[u64], is_before: &impl Fn(&AuditCursor) -> bool) -> Result<usize, StateError> {
+        let mut generations = all.to_vec();
         let (mut low, mut high) = (0, generations.len());
         while low < high {
             let middle = low + (high - low) / 2;

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     batcher::{Backbone, BatchLimits, Batcher, DecodePool, Rebuild},
     dataset::Shot,
+    files::{FileUnreadable, read},
     heads::{HeadFile, HeadFileError},
     metrics::Metrics,
     onnx::{CutError, OnnxError, SessionOptions},
@@ -54,13 +55,8 @@ pub enum LoadError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// A file cannot be read.
-    #[error("{path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileUnreadable),
     /// `[preprocess]` is wrong.
     #[error("{path}: [preprocess]: {source}", path = path.display())]
     Preprocess {
@@ -224,7 +220,7 @@ fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, Declar
     let mut files = BTreeMap::new();
     for (name, declaration) in &directory.heads {
         if let HeadOrigin::File(path) = &declaration.origin {
-            let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+            let bytes = read(path)?;
             let parsed =
                 HeadFile::parse(&bytes).map_err(|source| LoadError::HeadFile { path: path.clone(), source })?;
             files.insert(name.clone(), DeclaredFile { bytes, parsed });

@@ -164,8 +164,7 @@ impl Model {
                 generation = next.generation,
                 author = edit.author.name(),
                 ?change,
-                "{}",
-                told(&change)
+                "{change}"
             );
             writer.highest = next.generation;
             let state = self.swap(next);
@@ -202,20 +201,4 @@ impl Model {
 fn pause(tries: u32) -> Duration {
     let longest = Duration::from_millis(2).saturating_mul(1 << tries.min(10)).min(MAX_PAUSE);
     longest.mul_f64(super::replica::random_share())
-}
-
-/// A change in a line of the log.
-fn told(change: &Change) -> String {
-    match change {
-        Change::Imported { published, .. } => format!("took {} new heads from the model directory", published.len()),
-        Change::Patched { head, .. } => format!("changed the settings of head `{head}`"),
-        Change::Published { head, version, .. } => format!("published head `{head}` version {version}"),
-        Change::Activated { after, .. } => format!("activated head `{}` version {}", after.head, after.version),
-        Change::Deleted { head, .. } => format!("deleted head `{head}`"),
-        Change::RolledBack { after, .. } => format!("rolled back to head `{}` version {}", after.head, after.version),
-        Change::FeatureSetUploaded { name, .. } => format!("keeping feature set `{name}`"),
-        Change::FeatureSetDeleted { id } => format!("deleted feature set `{id}`"),
-        Change::FitCreated { id, .. } => format!("accepted fit `{id}`"),
-        Change::FitCancelled { id } => format!("cancelled fit `{id}`"),
-    }
 }

@@ -16,7 +16,8 @@ use tokio_rustls::{
 
 use crate::{
     config::TlsFiles,
-    reload::{FileUnreadable, Look, Reloaded},
+    files::FileUnreadable,
+    reload::{Look, Reloaded},
 };
 
 /// Why there is no TLS with these files.

@@ -282,7 +282,6 @@ impl FeatureSetStore {
         }
         // Without its set it is removed at the next start.
         let _ = fs::remove_file(self.record_path(&digest));
-        tracing::info!(id, name = stored.name, "deleted feature set `{}`", stored.name);
         self.observe(&self.lock());
         Ok(())
     }
@@ -352,7 +351,6 @@ impl FeatureSetStore {
             }
         };
         let stored = Arc::new(stored);
-        tracing::info!(id, name = stored.name, rows = stored.set.num_rows(), "keeping feature set `{}`", stored.name);
         let mut sets = self.lock();
         sets.insert(id, Arc::clone(&stored));
         self.observe(&sets);
