@@ -15,7 +15,7 @@ use super::{
     AuditEntry, StateError,
     history::history_file,
     objects::{Listed, Objects},
-    store::{blob, generations, lock, manifest, manifest_path},
+    store::{blob, generation_of, generations_folder, lock, manifest, manifest_path},
 };
 
 /// What is younger is left alone where others may be at work.
@@ -91,10 +91,15 @@ impl Gc {
     fn of_model(&self, model: String, options: GcOptions) -> Result<GcReport, StateError> {
         let folder = format!("models/{model}");
         let mut report = GcReport { model, ..GcReport::default() };
-        let all = generations(&self.objects, &folder)?;
+        let all: BTreeMap<u64, Listed> = self
+            .objects
+            .list(&generations_folder(&folder))?
+            .into_iter()
+            .filter_map(|object| Some((generation_of(&object)?, object)))
+            .collect();
         // Those that cannot be read do not count, and stay: somebody may want to see them.
         let (mut kept, mut old, mut is_all_known) = (Vec::new(), Vec::new(), true);
-        for &generation in all.iter().rev() {
+        for &generation in all.keys().rev() {
             if kept.len() >= options.keep_generations.max(1) {
                 old.push(generation);
                 continue;
@@ -110,7 +115,7 @@ impl Gc {
             }
         }
         old.reverse();
-        let left = self.remove_generations(&folder, &old, options, &mut report)?;
+        let left = self.remove_generations(&folder, (&all, &old), options, &mut report)?;
         report.n_generations = all.len() - (old.len() - left.len());
         if !is_all_known {
             report.notes.push("no head files were removed: what a damaged generation names is not known".to_owned());
@@ -145,15 +150,10 @@ impl Gc {
     fn remove_generations(
         &self,
         folder: &str,
-        old: &[u64],
+        (listed, old): (&BTreeMap<u64, Listed>, &[u64]),
         options: GcOptions,
         report: &mut GcReport,
     ) -> Result<Vec<u64>, StateError> {
-        let listed = self.objects.list(&format!("{folder}/generations"))?;
-        let listed: BTreeMap<u64, Listed> = listed
-            .into_iter()
-            .filter_map(|object| Some((object.name.strip_suffix(".json")?.parse().ok()?, object)))
-            .collect();
         let is_old = |generation: &&u64| listed.get(generation).is_none_or(|object| self.is_old(object));
         let n_going = old.iter().take_while(is_old).count();
         let (going, left) = old.split_at(n_going);

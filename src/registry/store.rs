@@ -25,7 +25,7 @@ use std::{
 use super::{
     FeatureSetQuota, FeatureSetStore, FitFiles,
     manifest::{Manifest, ManifestError},
-    objects::Objects,
+    objects::{Listed, Objects},
 };
 use crate::{heads::Digest, metrics::FeatureSetMetrics};
 
@@ -251,7 +251,10 @@ impl ModelStore {
 
     /// The generations that there are, in ascending order.
     pub(super) fn generations(&self) -> Result<Vec<u64>, StateError> {
-        generations(&self.objects, &self.folder)
+        let listed = self.objects.list(&generations_folder(&self.folder))?;
+        let mut found: Vec<u64> = listed.iter().filter_map(generation_of).collect();
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// Whether there is such a generation.
@@ -322,16 +325,17 @@ impl ModelStore {
 
 /// The path of a manifest in a store.
 pub(super) fn manifest_path(folder: &str, generation: u64) -> String {
-    format!("{folder}/generations/{generation:011}.json")
+    format!("{}/{generation:011}.json", generations_folder(folder))
 }
 
-/// The generations of the model in `folder`, in ascending order.
-pub(super) fn generations(objects: &Objects, folder: &str) -> Result<Vec<u64>, StateError> {
-    let listed = objects.list(&format!("{folder}/generations"))?;
-    let mut found: Vec<u64> =
-        listed.iter().filter_map(|object| object.name.strip_suffix(".json")?.parse().ok()).collect();
-    found.sort_unstable();
-    Ok(found)
+/// Where the manifests of the model in `folder` are.
+pub(super) fn generations_folder(folder: &str) -> String {
+    format!("{folder}/generations")
+}
+
+/// The generation whose manifest an object of that folder is, if it is one.
+pub(super) fn generation_of(object: &Listed) -> Option<u64> {
+    object.name.strip_suffix(".json")?.parse().ok()
 }
 
 /// The manifest of a generation of the model in `folder`; `None` if there is none.
