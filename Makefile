@@ -14,7 +14,7 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test test-training study ort lint bench bench-fit fuzz clean
+.PHONY: help serve test interleavings test-training study ort lint bench bench-fit fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ serve: ort ## Build a release and serve the model in models/ on http://127.0.0.1
 
 test: ort ## Run all tests
 	$(CARGO) test --locked $(ARGS)
+
+interleavings: ## Run the batcher and the registry under a model checker, in many orders of their steps
+	$(CARGO) test --locked --lib --features shuttle interleavings
 
 test-training: ## Run the tests of models/training (torch is too large for `make test`; those of the binary need a release build)
 	$(MAKE) -C models/training test

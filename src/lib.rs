@@ -67,4 +67,6 @@ pub mod reload;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]
+mod sync;
+#[cfg(feature = "server")]
 pub mod telemetry;

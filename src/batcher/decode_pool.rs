@@ -4,10 +4,14 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 
-use super::job::{BatchError, Input, Job};
+use super::{
+    job::{BatchError, Input, Job},
+    queue::{Sender, queue},
+};
 use crate::{
     metrics::{ModelMetrics, Phase},
     preprocess::Preprocessor,
+    sync::thread,
 };
 
 type Task = Box<dyn FnOnce() + Send>;
@@ -19,7 +23,7 @@ type Task = Box<dyn FnOnce() + Send>;
 /// threads than cores.
 #[derive(Clone, Debug)]
 pub struct DecodePool {
-    tasks: crossbeam_channel::Sender<Task>,
+    tasks: Sender<Task>,
 }
 
 impl DecodePool {
@@ -28,11 +32,11 @@ impl DecodePool {
     /// # Errors
     /// Those of starting a thread.
     pub fn start(n_threads: usize) -> std::io::Result<Self> {
-        let (tasks, queue) = crossbeam_channel::unbounded::<Task>();
+        let (tasks, queue) = queue::<Task>();
         for index in 0..n_threads.max(1) {
             let queue = queue.clone();
-            std::thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
-                for task in queue {
+            thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
+                while let Some(task) = queue.recv() {
                     // The task's own panic drops its reply, which answers the request; the thread lives on.
                     if std::panic::catch_unwind(AssertUnwindSafe(task)).is_err() {
                         tracing::error!("decoding panicked");
@@ -49,7 +53,7 @@ impl DecodePool {
         image: Bytes,
         preprocessor: &Arc<Preprocessor>,
         job: Job,
-        queue: &crossbeam_channel::Sender<Job>,
+        queue: &Sender<Job>,
         metrics: &ModelMetrics,
     ) -> Result<(), BatchError> {
         let (preprocessor, queue, metrics) = (Arc::clone(preprocessor), queue.clone(), metrics.clone());
@@ -63,7 +67,7 @@ impl DecodePool {
                     job.input = Input::Pixels { pixels: tensor.pixels, height: tensor.height, width: tensor.width };
                     metrics.phase(Phase::Preprocess).observe(job.preprocess.as_secs_f64());
                     if let Err(lost) = queue.send(job) {
-                        lost.into_inner().fail(BatchError::WorkerLost);
+                        lost.fail(BatchError::WorkerLost);
                     }
                 }
                 Err(source) => {

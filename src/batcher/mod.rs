@@ -13,15 +13,15 @@
 //! * A caller that hung up has dropped its reply: its images are skipped wherever they are.
 
 mod decode_pool;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod job;
+mod queue;
 mod scorers;
 mod worker;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -33,8 +33,16 @@ pub use job::{BatchError, HeadRequest, Output, Timing, Wanted};
 pub use scorers::ScorerPool;
 pub use worker::{Backbone, Rebuild};
 
-use crate::{metrics::ModelMetrics, preprocess::Preprocessor};
+use crate::{
+    metrics::ModelMetrics,
+    preprocess::Preprocessor,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        thread,
+    },
+};
 use job::{Answer, Input, Job};
+use queue::Sender;
 use worker::{Shared, Worker};
 
 /// Feature rows in one job: few enough to share the workers fairly, many enough for the matrix product.
@@ -94,7 +102,7 @@ pub struct Outputs {
 pub struct Batcher {
     places: Arc<Semaphore>,
     limits: BatchLimits,
-    queue: crossbeam_channel::Sender<Job>,
+    queue: Sender<Job>,
     decode_pool: DecodePool,
     preprocessor: Arc<Preprocessor>,
     metrics: ModelMetrics,
@@ -115,7 +123,7 @@ impl Batcher {
         limits: BatchLimits,
         metrics: ModelMetrics,
     ) -> std::io::Result<Self> {
-        let (queue, jobs) = crossbeam_channel::unbounded();
+        let (queue, jobs) = queue::queue();
         let n_workers = backbones.len();
         let n_working = Arc::new(AtomicUsize::new(n_workers));
         metrics.workers.set(i64::try_from(n_workers).unwrap_or(i64::MAX));
@@ -124,7 +132,7 @@ impl Batcher {
         metrics.queue_capacity.set(i64::try_from(limits.queue_capacity).unwrap_or(i64::MAX));
         for (index, backbone) in backbones.into_iter().enumerate() {
             let worker = Worker::new(index, backbone, shared.clone());
-            std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
+            thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
         }
         let places = Arc::new(Semaphore::new(limits.queue_capacity));
         let preprocessor = Arc::new(preprocessor);
@@ -167,6 +175,15 @@ impl Batcher {
     /// [`BatchError`]: no session works, the queue is full or could never hold so many, an image is unreadable, the deadline has passed, or a
     /// worker failed.
     pub async fn run(&self, inputs: Inputs, wanted: Wanted, deadline: Instant) -> Result<Outputs, BatchError> {
+        let replies = self.submit(inputs, wanted, deadline)?;
+        match tokio::time::timeout_at(deadline.into(), collect(replies)).await {
+            Ok(outputs) => outputs,
+            Err(_) => Err(BatchError::DeadlineExceeded),
+        }
+    }
+
+    /// Admits a request and sends its parts on their way.
+    fn submit(&self, inputs: Inputs, wanted: Wanted, deadline: Instant) -> Result<Vec<Reply>, BatchError> {
         let mut places = self.admit(inputs.len())?;
         let wanted = Arc::new(wanted);
         let mut place_for = |n: usize| places.split(n).ok_or(BatchError::WorkerLost);
@@ -192,11 +209,7 @@ impl Batcher {
                 }
             }
         }
-        let collect = collect(replies);
-        match tokio::time::timeout_at(deadline.into(), collect).await {
-            Ok(outputs) => outputs,
-            Err(_) => Err(BatchError::DeadlineExceeded),
-        }
+        Ok(replies)
     }
 
     fn admit(&self, n: usize) -> Result<OwnedSemaphorePermit, BatchError> {
@@ -237,8 +250,11 @@ impl Batcher {
     }
 }
 
+/// Where the answer to one part of a request arrives.
+type Reply = oneshot::Receiver<Result<Answer, BatchError>>;
+
 /// Waits for every part of a request. Dropping the rest of `replies` at the first error is what cancels the other parts.
-async fn collect(replies: Vec<oneshot::Receiver<Result<Answer, BatchError>>>) -> Result<Outputs, BatchError> {
+async fn collect(replies: Vec<Reply>) -> Result<Outputs, BatchError> {
     let mut outputs = Outputs { rows: Vec::with_capacity(replies.len()), timing: Timing::default() };
     for (index, reply) in replies.into_iter().enumerate() {
         let answer = reply.await.map_err(|_| BatchError::WorkerLost)?.map_err(|error| match error {

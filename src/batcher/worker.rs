@@ -3,24 +3,24 @@
 use std::{
     error::Error,
     panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
-
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{
     BatchLimits,
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
+    queue::{Nothing, Receiver},
     scorers::{ScorerPool, TakenScorers},
 };
 use crate::{
     heads::Scores,
     metrics::{ModelMetrics, Phase},
     onnx::{self, Features, OnnxError},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        thread,
+    },
 };
 
 /// What turns pixels into features: an ONNX session, or a stand-in that a test controls.
@@ -111,7 +111,7 @@ impl Worker {
     }
 
     fn work(&mut self) -> Stop {
-        while let Ok(first) = self.shared.jobs.recv() {
+        while let Some(first) = self.shared.jobs.recv() {
             let batch = fill(&self.shared.jobs, first, self.shared.limits, self.shared.n_workers);
             self.process(batch);
             if self.is_broken {
@@ -161,13 +161,13 @@ impl Worker {
             }
             if self.shared.n_working.load(Ordering::Acquire) > 0 {
                 // They are others' to take; and others may be gone a moment later.
-                std::thread::sleep((until - now).min(FIRST_PAUSE));
+                thread::sleep((until - now).min(FIRST_PAUSE));
                 continue;
             }
-            match self.shared.jobs.recv_timeout((until - now).min(FIRST_PAUSE)) {
+            match self.shared.jobs.recv_until(until.min(now + FIRST_PAUSE)) {
                 Ok(job) => job.fail(BatchError::Unavailable),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(Nothing::Yet) => {}
+                Err(Nothing::Anymore) => return false,
             }
         }
     }
@@ -335,7 +335,7 @@ fn fill(jobs: &Receiver<Job>, first: Job, limits: BatchLimits, n_workers: usize)
         next = match n {
             n if n >= target => None,
             // What already waits comes first, whatever the time.
-            _ => jobs.try_recv().ok().or_else(|| jobs.recv_deadline(until).ok()),
+            _ => jobs.recv_until(until).ok(),
         };
     }
     batch

@@ -181,7 +181,7 @@ impl Model {
 
 impl ModelState {
     /// Serves a version with other settings.
-    fn set_settings(&mut self, head: &PublishedHead, settings: Settings) -> Arc<PublishedHead> {
+    pub(super) fn set_settings(&mut self, head: &PublishedHead, settings: Settings) -> Arc<PublishedHead> {
         let scoring = Arc::new(head.head.scoring(&settings));
         let set = Arc::new(PublishedHead { settings, scoring, ..head.clone() });
         for slot in self.heads.values_mut().flat_map(|series| &mut series.versions) {

@@ -3,10 +3,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
-
-use arc_swap::ArcSwap;
 
 use super::{
     DirectoryError, FeatureSetQuota, HeadOrigin, Model, ModelDirectory, RegistryError, StateDir, StateError,
@@ -25,6 +23,7 @@ use crate::{
     metrics::Metrics,
     onnx::{CutError, OnnxError, SessionOptions},
     preprocess::{DecodeLimits, PreprocessConfigError, Preprocessor},
+    sync::{Mutex, Snapshot},
 };
 
 /// What a model is loaded with.
@@ -178,7 +177,7 @@ pub fn load_model_with(
         // Where the backbone really runs, so that its features need not leave the device.
         session: SessionOptions { device: provider.into(), ..options.session.clone() },
         metrics: Arc::clone(&options.metrics),
-        pools: Mutex::new(HashMap::new()),
+        pools: HashMap::new().into(),
     };
     let Started { state, highest, n_damaged } =
         Start { directory, files: &files, builder: &builder, store: store.as_ref() }.run()?;
@@ -199,7 +198,7 @@ pub fn load_model_with(
         provider,
         batcher,
         builder,
-        state: ArcSwap::from_pointee(state),
+        state: Snapshot::new(state),
         writer: Mutex::new(Writer { highest }),
         replica,
         store,

@@ -25,6 +25,8 @@ mod feature_sets;
 mod fit_files;
 mod gc;
 mod history;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod load;
 mod manifest;
 mod model;

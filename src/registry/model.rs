@@ -1,17 +1,20 @@
 //! A loaded model: what it is, and the one way in which its state becomes another.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
-
-use arc_swap::ArcSwap;
 
 use super::{
     Change, Edit, FeatureSetStore, FitFiles, ModelState, RegistryError, StateError, builder::HeadBuilder, edit::now,
     manifest::Manifest, replica::Replica, store::ModelStore,
 };
-use crate::{batcher::Batcher, dataset::Shot, onnx::Provider};
+use crate::{
+    batcher::Batcher,
+    dataset::Shot,
+    onnx::Provider,
+    sync::{Mutex, MutexGuard, Snapshot, thread},
+};
 
 /// How long a change is tried again while other servers are faster.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,7 +29,7 @@ pub struct Model {
     pub(super) provider: Provider,
     pub(super) batcher: Batcher,
     pub(super) builder: HeadBuilder,
-    pub(super) state: ArcSwap<ModelState>,
+    pub(super) state: Snapshot<ModelState>,
     /// Held by the one who makes the next state.
     pub(super) writer: Mutex<Writer>,
     pub(super) replica: Replica,
@@ -100,7 +103,7 @@ impl Model {
 
     /// The state of this moment. A request takes one and keeps to it.
     pub fn state(&self) -> Arc<ModelState> {
-        self.state.load_full()
+        self.state.load()
     }
 
     /// The generation of the state of this moment.
@@ -135,7 +138,7 @@ impl Model {
             if self.is_shared() {
                 self.catch_up(&mut writer, true)?;
             }
-            let current = self.state.load_full();
+            let current = self.state.load();
             if !edit.if_match.allows(current.generation) {
                 let (expected, generation) = (edit.if_match.clone(), current.generation);
                 return Err(RegistryError::PreconditionFailed { expected, generation });
@@ -155,7 +158,7 @@ impl Model {
                     if !self.is_shared() {
                         self.catch_up(&mut writer, true)?;
                     }
-                    std::thread::sleep(pause(tries));
+                    thread::sleep(pause(tries));
                     continue;
                 }
             }

@@ -21,6 +21,7 @@ use object_store::{
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::StateError;
+use crate::sync::between_steps;
 
 /// How long a store may take for one object, retries included.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,6 +139,7 @@ impl Objects {
         path: &str,
         work: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> Result<object_store::Result<T>, StateError> {
+        between_steps();
         let (send, answer) = mpsc::sync_channel(1);
         let job = async move {
             // Nobody waits for the answer any more only if the process ends.
