@@ -14,7 +14,7 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test interleavings test-training study ort lint bench bench-fit fuzz clean
+.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: ## Check formatting, lints and documentation
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+deny: ## Check licences, sources, bans and advisories of the dependencies (ADVISORY_DB=folder or URL replaces RustSec's)
+	CARGO="$(CARGO)" scripts/deny.sh
 
 bench: ort ## Run the benchmarks
 	$(CARGO) bench --locked $(ARGS)
