@@ -82,9 +82,13 @@ fn class_sums(
                 &values[row * dim..(row + 1) * dim]
             };
             // Four at once: the rows of a class lie all over the file, and one alone would wait for the memory each time.
+            // While four are added the next four are on their way.
             let (fours, rest) = rows.as_chunks::<4>();
-            fours.iter().for_each(|&four| add_mapped(four.map(row), map, &mut sum));
-            rest.iter().for_each(|&one| add_mapped([row(one)], map, &mut sum));
+            for (index, four) in fours.iter().enumerate() {
+                let next = fours.get(index + 1).unwrap_or(four);
+                add_mapped(four.map(row), next.map(row), map, &mut sum);
+            }
+            rest.iter().for_each(|&one| add_mapped([row(one)], [row(one)], map, &mut sum));
             sum
         });
         for ((class, rows), part) in some.iter().zip(parts) {
@@ -96,14 +100,14 @@ fn class_sums(
     Ok(sums)
 }
 
-/// Adds `g(x)` of some rows to a sum.
-fn add_mapped<const N: usize>(rows: [&[f32]; N], map: &Map<'_>, sum: &mut [f64]) {
-    let Some(center) = map.center else { return add(rows, sum) };
+/// Adds `g(x)` of some rows to a sum, and has the next ones fetched meanwhile.
+fn add_mapped<const N: usize>(rows: [&[f32]; N], next: [&[f32]; N], map: &Map<'_>, sum: &mut [f64]) {
+    let Some(center) = map.center else { return add(rows, next, sum) };
     let squared = squared_distances(rows, center);
     // Beyond these the squares, or the scales, leave the range of f32; below the first a row counts as this long.
     let safe = f64::from(NORM_EPSILON).powi(2)..1e30;
     if squared.iter().all(|squared| safe.contains(squared)) {
-        return add_scaled(rows, center, squared.map(|squared| squared.sqrt().recip() as f32), sum);
+        return add_scaled(rows, next, center, squared.map(|squared| squared.sqrt().recip() as f32), sum);
     }
     for row in rows {
         let differences = || row.iter().zip(center).map(|(&x, &center)| f64::from(x) - f64::from(center));
@@ -115,24 +119,71 @@ fn add_mapped<const N: usize>(rows: [&[f32]; N], map: &Map<'_>, sum: &mut [f64])
 
 /// Adds `Σₙ xₙ`.
 #[multiversion(targets("x86_64+avx2"))]
-fn add<const N: usize>(rows: [&[f32]; N], sum: &mut [f64]) {
-    let rows = rows.map(|row| &row[..sum.len()]);
-    for (column, sum) in sum.iter_mut().enumerate() {
-        *sum += rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
+fn add<const N: usize>(rows: [&[f32]; N], next: [&[f32]; N], sum: &mut [f64]) {
+    let dim = sum.len();
+    let (sums, rest_of_sum) = sum.as_chunks_mut::<LINE>();
+    for (line, sums) in sums.iter_mut().enumerate() {
+        prefetch(next, line);
+        let mut added = [0.0; LINE];
+        for row in &rows {
+            for (added, &x) in added.iter_mut().zip(&row[line * LINE..][..LINE]) {
+                *added += f64::from(x);
+            }
+        }
+        for (sum, added) in sums.iter_mut().zip(added) {
+            *sum += added;
+        }
+    }
+    for row in &rows {
+        for (sum, &x) in rest_of_sum.iter_mut().zip(&row[dim / LINE * LINE..]) {
+            *sum += f64::from(x);
+        }
     }
 }
 
 /// Adds `Σₙ sₙ (xₙ − μ)` of a few vectors that these scales bring to length 1: float32 has room for them, and twice as many
 /// of its numbers go into a register. The difference comes first: of a row next to μ nothing else would be left but rounding.
 #[multiversion(targets("x86_64+avx2"))]
-fn add_scaled<const N: usize>(rows: [&[f32]; N], center: &[f32], scales: [f32; N], sum: &mut [f64]) {
-    let rows = rows.map(|row| &row[..sum.len()]);
-    for (column, (sum, &center)) in sum.iter_mut().zip(center).enumerate() {
-        let mut added = 0.0;
-        for n in 0..N {
-            added += scales[n] * (rows[n][column] - center);
+fn add_scaled<const N: usize>(rows: [&[f32]; N], next: [&[f32]; N], center: &[f32], scales: [f32; N], sum: &mut [f64]) {
+    let dim = sum.len();
+    let (sums, rest_of_sum) = sum.as_chunks_mut::<LINE>();
+    let (centers, rest_of_center) = center.as_chunks::<LINE>();
+    for (line, (sums, center)) in sums.iter_mut().zip(centers).enumerate() {
+        prefetch(next, line);
+        let mut added = [0.0f32; LINE];
+        for (row, scale) in rows.iter().zip(scales) {
+            for ((added, &x), center) in added.iter_mut().zip(&row[line * LINE..][..LINE]).zip(center) {
+                *added += scale * (x - center);
+            }
         }
-        *sum += f64::from(added);
+        for (sum, added) in sums.iter_mut().zip(added) {
+            *sum += f64::from(added);
+        }
+    }
+    for (row, scale) in rows.iter().zip(scales) {
+        let rest = row[dim / LINE * LINE..].iter().zip(rest_of_center);
+        for (sum, (&x, center)) in rest_of_sum.iter_mut().zip(rest) {
+            *sum += f64::from(scale * (x - center));
+        }
+    }
+}
+
+/// Numbers in a line of the cache.
+const LINE: usize = 16;
+
+/// Asks for this line of each row.
+#[inline(always)]
+fn prefetch<const N: usize>(rows: [&[f32]; N], line: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for row in rows {
+        // An address, and no more than that: it need not be in the row.
+        let place = row.as_ptr().wrapping_add(line * LINE);
+        // SAFETY: a prefetch reads nothing that the program can see, and no address is wrong for it.
+        #[allow(unsafe_code)]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(place.cast());
+        }
     }
 }
 
