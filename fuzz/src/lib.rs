@@ -14,7 +14,7 @@ use equipoise::{
     dataset::FeatureSet,
     heads::{HeadFile, Scores},
     onnx::cut_classifier,
-    preprocess::{Crop, DecodeLimits, ExifOrientation, Interpolation, PreprocessConfig, Preprocessor, Resize},
+    preprocess::{Crop, Decode, DecodeLimits, ExifOrientation, Interpolation, PreprocessConfig, Preprocessor, Resize},
     server::Server,
 };
 use tempfile::TempDir;
@@ -32,6 +32,7 @@ pub fn image(bytes: &[u8]) {
             mean: [0.5; 3],
             std: [0.25; 3],
             exif_orientation: ExifOrientation::Apply,
+            decode: Decode::Exact,
         };
         // Small enough that a large picture is refused, and not decoded for seconds.
         let limits = DecodeLimits { max_pixels: 1 << 18, max_alloc_bytes: 1 << 24, ..DecodeLimits::default() };

@@ -18,8 +18,9 @@ class Preprocess:
     @classmethod
     def from_toml(cls, table: dict) -> "Preprocess":
         """Reads the `[preprocess]` table of a model made here: grey mean and std, bilinear, no EXIF rotation."""
-        if table["interpolation"] != "bilinear" or table["exif_orientation"] != "ignore":
-            raise ValueError(f"models made here are bilinear and ignore EXIF orientation, not {table}")
+        usual = table["interpolation"] == "bilinear" and table["exif_orientation"] == "ignore"
+        if not usual or table.get("decode", "exact") != "exact":
+            raise ValueError(f"models made here are bilinear, ignore EXIF orientation and decode every pixel, not {table}")
         (mean,), (std,) = set(table["mean"]), set(table["std"])
         return cls(table["resize"], table["crop"], mean, std)
 

@@ -36,6 +36,9 @@ pub struct PreprocessConfig {
     /// Whether an EXIF orientation turns the image.
     #[serde(default)]
     pub exif_orientation: ExifOrientation,
+    /// Whether a large JPEG may be decoded smaller than it is.
+    #[serde(default, skip_serializing_if = "Decode::is_exact")]
+    pub decode: Decode,
 }
 
 /// Target of the resize: `36` or `[height, width]`.
@@ -148,9 +151,32 @@ pub enum ExifOrientation {
     Apply,
 }
 
+/// Whether a large JPEG may be decoded smaller than it is, where `resize` makes it smaller still.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decode {
+    /// Every pixel: what training saw, unless it called Pillow's `draft`.
+    #[default]
+    Exact,
+    /// A JPEG of which `resize` leaves a half, a quarter or an eighth of each side, or less, is decoded at that share from
+    /// fewer coefficients, as Pillow's `draft` does it; the resize does the rest. Sizes and offsets stay those of the whole
+    /// picture. Other images, and other formats, as `exact`. With the feature `turbojpeg` only: other decoders give other pixels
+    /// than `draft`.
+    Scaled,
+}
+
+impl Decode {
+    fn is_exact(&self) -> bool {
+        *self == Self::Exact
+    }
+}
+
 /// A `[preprocess]` that makes no sense.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PreprocessConfigError {
+    /// `decode = "scaled"` in a build that decodes every pixel.
+    #[error("`decode` is `scaled`, and this build decodes every pixel: build with `--features turbojpeg`")]
+    CannotScale,
     /// A share outside `(0, 1]`.
     #[error("`pre_crop` is {value}, but it is a share of the shorter side: more than 0, at most 1")]
     PreCrop {

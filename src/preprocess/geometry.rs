@@ -1,7 +1,7 @@
 //! Sizes and offsets, rounded as torchvision and Pillow round them.
 
-use super::config::{PreprocessConfig, PreprocessConfigError, Resize};
-use super::decode::DecodeLimits;
+use super::config::{Decode, PreprocessConfig, PreprocessConfigError, Resize};
+use super::decode::{CAN_SCALE, DecodeLimits};
 use super::error::ImageError;
 use super::resample::{Rect, Target};
 
@@ -16,6 +16,9 @@ pub(super) struct Plan {
 pub(super) fn check(config: &PreprocessConfig, limits: &DecodeLimits) -> Result<(), PreprocessConfigError> {
     if let Some(value) = config.pre_crop.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
         return Err(PreprocessConfigError::PreCrop { value });
+    }
+    if config.decode == Decode::Scaled && !CAN_SCALE {
+        return Err(PreprocessConfigError::CannotScale);
     }
     let resized = match config.resize {
         Some(Resize::ShorterSide(side)) => Some((side, side)),
@@ -58,24 +61,46 @@ pub(super) fn output_size(config: &PreprocessConfig) -> Option<(usize, usize)> {
     Some((size.0 as usize, size.1 as usize))
 }
 
-/// Lays out the steps for an image of this size.
-pub(super) fn plan(
-    config: &PreprocessConfig,
-    limits: &DecodeLimits,
-    height: usize,
-    width: usize,
-) -> Result<Plan, ImageError> {
-    let pre_crop = config.pre_crop.map(|share| {
+/// The square that is cut out of an image of this size before the resize.
+fn pre_crop(config: &PreprocessConfig, height: usize, width: usize) -> Option<Rect> {
+    config.pre_crop.map(|share| {
         let shorter = height.min(width);
         let side = ((share * shorter as f64).round_ties_even() as usize).clamp(1, shorter);
         centered(height, width, side, side)
-    });
-    let (height, width) = pre_crop.map_or((height, width), |square| (square.height, square.width));
-    let (height, width) = match config.resize {
+    })
+}
+
+/// The size of what is resized, and of what it becomes.
+fn resize(config: &PreprocessConfig, height: usize, width: usize) -> ((usize, usize), (usize, usize)) {
+    let (height, width) =
+        pre_crop(config, height, width).map_or((height, width), |square| (square.height, square.width));
+    let resized = match config.resize {
         Some(Resize::ShorterSide(side)) => shorter_side_to(side as usize, height, width),
         Some(Resize::Exact { height, width }) => (height as usize, width as usize),
         None => (height, width),
     };
+    ((height, width), resized)
+}
+
+/// By how much an image of this size may be decoded smaller, so that the resize makes nothing larger: 1, 2, 4 or 8.
+pub(super) fn reduction(config: &PreprocessConfig, height: usize, width: usize) -> usize {
+    if config.decode == Decode::Exact {
+        return 1;
+    }
+    let ((height, width), (new_height, new_width)) = resize(config, height, width);
+    let times = (height / new_height.max(1)).min(width / new_width.max(1));
+    [8, 4, 2].into_iter().find(|&reduction| reduction <= times).unwrap_or(1)
+}
+
+/// Lays out the steps for an image of the full size that was decoded at another, or the same. `(height, width)`.
+pub(super) fn plan(
+    config: &PreprocessConfig,
+    limits: &DecodeLimits,
+    full: (usize, usize),
+    decoded: (usize, usize),
+) -> Result<Plan, ImageError> {
+    let (_, (height, width)) = resize(config, full.0, full.1);
+    let pre_crop = pre_crop(config, decoded.0, decoded.1);
     let window = match config.crop.map(|crop| crop.size()) {
         Some((crop_height, crop_width)) => {
             let (crop_height, crop_width) = (crop_height as usize, crop_width as usize);

@@ -17,11 +17,12 @@ mod resample;
 
 use std::sync::Arc;
 
-pub use config::{Crop, ExifOrientation, Interpolation, PreprocessConfig, PreprocessConfigError, Resize};
+pub use config::{Crop, Decode, ExifOrientation, Interpolation, PreprocessConfig, PreprocessConfigError, Resize};
 pub use decode::{DecodeLimits, decode_rgb};
 pub use error::{DecoderError, ImageError};
 pub use resample::{Rect, RgbImage, Target, View, resample};
 
+use decode::Decoded;
 use normalize::Normalize;
 
 /// A model's preprocessing: checked once, then cheap to clone and to share between threads.
@@ -97,8 +98,9 @@ impl Preprocessor {
     /// As [`run`](Self::run).
     pub fn run_into(&self, bytes: &[u8], out: &mut Vec<f32>) -> Result<(usize, usize), ImageError> {
         let Inner { config, limits, normalize } = &*self.inner;
-        let image = decode_rgb(bytes, limits, config.exif_orientation)?;
-        let plan = geometry::plan(config, limits, image.height(), image.width())?;
+        let reduce = |height, width| geometry::reduction(config, height, width);
+        let Decoded { image, full_size } = decode::decode(bytes, limits, config.exif_orientation, &reduce)?;
+        let plan = geometry::plan(config, limits, full_size, (image.height(), image.width()))?;
         let (height, width) = (plan.target.window.height, plan.target.window.width);
         let plane = height * width;
         out.clear();

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 struct Golden {
     decode: Vec<DecodeCase>,
     resize: Vec<ResizeCase>,
+    scaled: Vec<ScaledCase>,
     tensor: Vec<TensorCase>,
 }
 
@@ -34,6 +35,15 @@ struct ResizeCase {
     width: usize,
     sha256: String,
     head: String,
+}
+
+#[derive(Deserialize)]
+struct ScaledCase {
+    file: String,
+    #[cfg_attr(not(feature = "turbojpeg"), allow(dead_code))]
+    config: Value,
+    reduction: usize,
+    expected: String,
 }
 
 #[derive(Deserialize)]
@@ -141,6 +151,56 @@ fn resizes_and_crops_are_those_of_pillow_to_the_last_bit() {
         }
     }
     assert!(wrong.is_empty(), "{} of {}\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[cfg(feature = "turbojpeg")]
+#[test]
+fn large_jpegs_decoded_smaller_are_those_of_pillows_draft_to_the_last_bit() {
+    let cases = golden().scaled;
+    assert!([1, 2, 4, 8].iter().all(|reduction| cases.iter().any(|case| case.reduction == *reduction)));
+    for case in &cases {
+        let mut config = case.config.clone();
+        config["decode"] = Value::from("scaled");
+        let (bytes, height, width) = bytes_of(&format!("files/{}", case.file), &config);
+        let expected = decode(&format!("expected/{}", case.expected), ExifOrientation::Ignore);
+        let case = format!("{} {} by {}", case.file, case.config, case.reduction);
+        assert_eq!((height, width), (expected.height(), expected.width()), "{case}");
+        assert_eq!(difference(&bytes, expected.pixels()), (0, 0.0), "{case}");
+    }
+}
+
+#[cfg(feature = "turbojpeg")]
+#[test]
+fn an_orientation_turns_what_was_decoded_smaller_too() {
+    for orientation in 1..=8 {
+        let file = format!("files/exif{orientation}.jpg");
+        let upright = decode(&file, ExifOrientation::Apply);
+        let resize = [upright.height() / 4, upright.width() / 4];
+        let of = |decode: &str| {
+            let config = serde_json::json!({
+                "resize": resize, "interpolation": "bilinear", "exif_orientation": "apply", "decode": decode
+            });
+            bytes_of(&file, &config)
+        };
+        let ((scaled, height, width), (exact, ..)) = (of("scaled"), of("exact"));
+        assert_eq!([height, width], resize);
+        // The picture is made of blocks of 16 x 16 pixels, and so of 4 x 4 now: their middles are what they were.
+        for (y, x) in (1..height).step_by(4).flat_map(|y| (1..width).step_by(4).map(move |x| (y, x))) {
+            let pixel = (y * width + x) * 3..(y * width + x) * 3 + 3;
+            let (max, _) = difference(&scaled[pixel.clone()], &exact[pixel]);
+            assert!(max <= 24, "{file} at {y}, {x}: {max}");
+        }
+    }
+}
+
+#[cfg(not(feature = "turbojpeg"))]
+#[test]
+fn scaled_decoding_is_refused_by_a_build_that_cannot() {
+    // The cases are for one that can.
+    assert!(golden().scaled.iter().any(|case| case.reduction > 1 && case.expected.starts_with(&case.file[..3])));
+    let config = r#"{"resize": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "decode": "scaled"}"#;
+    let error = Preprocessor::new(serde_json::from_str(config).unwrap(), DecodeLimits::default()).unwrap_err();
+    assert!(error.to_string().contains("`--features turbojpeg`"), "{error}");
 }
 
 #[test]

@@ -116,7 +116,9 @@ impl Drop for Staged {
 }
 
 fn model_toml(parts: &Parts<'_>) -> String {
-    let PreprocessConfig { pre_crop, resize, crop, interpolation, mean, std, exif_orientation } = parts.preprocess;
+    // Every pixel is decoded, which needs no line.
+    let PreprocessConfig { pre_crop, resize, crop, interpolation, mean, std, exif_orientation, decode: _ } =
+        parts.preprocess;
     let sides = |height: u32, width: u32| format!("[{height}, {width}]");
     let resize = resize.map(|resize| match resize {
         Resize::ShorterSide(side) => side.to_string(),

@@ -8,7 +8,7 @@ use clap::{
 use serde::de::DeserializeOwned;
 
 use super::Facts;
-use crate::preprocess::{Crop, ExifOrientation, Interpolation, PreprocessConfig, Resize};
+use crate::preprocess::{Crop, Decode, ExifOrientation, Interpolation, PreprocessConfig, Resize};
 
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
@@ -142,6 +142,7 @@ impl PreprocessOptions {
             mean,
             std,
             exif_orientation: self.exif_orientation.unwrap_or_default(),
+            decode: Decode::Exact,
         })
     }
 

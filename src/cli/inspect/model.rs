@@ -12,7 +12,7 @@ use crate::{
         text::Facts,
     },
     heads::Digest,
-    preprocess::{Crop, ExifOrientation, PreprocessConfig, Resize},
+    preprocess::{Crop, Decode, ExifOrientation, PreprocessConfig, Resize},
     registry::ModelDirectory,
 };
 
@@ -111,6 +111,9 @@ impl ModelReport {
 /// The steps in the order that they are done in.
 fn preprocess_shown(config: &PreprocessConfig) -> String {
     let mut steps = Vec::new();
+    if config.decode == Decode::Scaled {
+        steps.push("large JPEGs decoded smaller".to_owned());
+    }
     if config.exif_orientation == ExifOrientation::Apply {
         steps.push("turned by the EXIF orientation".to_owned());
     }

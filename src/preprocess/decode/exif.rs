@@ -9,6 +9,16 @@ pub(super) fn orientation(exif: Option<&[u8]>) -> Orientation {
     exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
 }
 
+/// `(height, width)` of an image once it stands upright.
+pub(super) fn size((height, width): (usize, usize), orientation: Orientation) -> (usize, usize) {
+    match orientation {
+        Orientation::Rotate90 | Orientation::Rotate90FlipH | Orientation::Rotate270 | Orientation::Rotate270FlipH => {
+            (width, height)
+        }
+        _ => (height, width),
+    }
+}
+
 /// Turns the stored pixels upright.
 pub(super) fn transpose(image: RgbImage, orientation: Orientation) -> RgbImage {
     let (height, width) = (image.height(), image.width());
@@ -23,11 +33,7 @@ pub(super) fn transpose(image: RgbImage, orientation: Orientation) -> RgbImage {
         Orientation::Rotate270FlipH => |y, x, height, width| (height - 1 - x, width - 1 - y),
         Orientation::Rotate270 => |y, x, _, width| (x, width - 1 - y),
     };
-    let swapped = matches!(
-        orientation,
-        Orientation::Rotate90 | Orientation::Rotate90FlipH | Orientation::Rotate270 | Orientation::Rotate270FlipH
-    );
-    let (new_height, new_width) = if swapped { (width, height) } else { (height, width) };
+    let (new_height, new_width) = size((height, width), orientation);
     let mut pixels = Vec::with_capacity(image.pixels().len());
     for y in 0..new_height {
         for x in 0..new_width {

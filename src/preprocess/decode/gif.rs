@@ -7,9 +7,9 @@ use image::metadata::Orientation;
 
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
-use super::{DecodeLimits, Decoded, Format};
+use super::{DecodeLimits, Format, Pixels};
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, ImageError> {
     let mut options = ::gif::DecodeOptions::new();
     options.set_color_output(::gif::ColorOutput::Indexed);
     if let Some(max) = NonZeroU64::new(limits.max_alloc_bytes) {

@@ -13,7 +13,6 @@
 //! Most of it is the upsampling of chroma, and less of it is left after a resize. Photos of high contrast show up to 6.
 //! The feature `turbojpeg` takes libjpeg-turbo instead, whose pixels are Pillow's.
 
-use image::metadata::Orientation;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
@@ -22,13 +21,14 @@ use zune_jpeg::errors::DecodeErrors;
 
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
+use super::Format;
 use super::jpeg_header::JpegHeader;
-use super::{DecodeLimits, Decoded, Format, exif};
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
-    let header = JpegHeader::read(bytes)?;
-    header.check(limits)?;
-    let orientation: Orientation = exif::orientation(header.exif);
+/// Whether a picture can be decoded smaller than it is.
+pub(in super::super) const CAN_SCALE: bool = false;
+
+/// The pixels of a file with this header: all of them, since nobody could ask for less.
+pub(super) fn decode(bytes: &[u8], header: &JpegHeader<'_>, _reduction: usize) -> Result<RgbImage, ImageError> {
     // Three components are taken for YCbCr; when they are not, asking for YCbCr gives them as they are.
     let color = if header.is_plain_rgb { ColorSpace::YCbCr } else { ColorSpace::RGB };
     let options = DecoderOptions::default()
@@ -43,9 +43,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, Ima
         return Err(Format::Jpeg.malformed("two sizes"));
     }
     decoder.decode_into(&mut pixels).map_err(from_zune_error)?;
-    RgbImage::new(pixels, header.height, header.width)
-        .map(|image| (image, orientation))
-        .ok_or_else(|| Format::Jpeg.malformed("a side of zero pixels"))
+    RgbImage::new(pixels, header.height, header.width).ok_or_else(|| Format::Jpeg.malformed("a side of zero pixels"))
 }
 
 fn from_zune_error(error: DecodeErrors) -> ImageError {

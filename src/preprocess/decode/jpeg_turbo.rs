@@ -1,24 +1,32 @@
 //! JPEG through libjpeg-turbo, with the settings that Pillow leaves at their defaults (accurate integer DCT, smooth
 //! chroma upsampling): the same pixels, bit for bit, of every file that `tests/data/preprocess` holds.
 
-use image::metadata::Orientation;
-use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat};
+use turbojpeg::{Colorspace, Decompressor, Image, PixelFormat, ScalingFactor};
 
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
 use super::jpeg_header::JpegHeader;
-use super::{DecodeLimits, Decoded, Format, exif, rgb};
+use super::{Format, rgb};
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
-    let header = JpegHeader::read(bytes)?;
-    header.check(limits)?;
-    let orientation: Orientation = exif::orientation(header.exif);
+/// Whether a picture can be decoded smaller than it is.
+pub(in super::super) const CAN_SCALE: bool = true;
+
+/// The pixels of a file with this header, each side divided by `reduction` and rounded up.
+pub(super) fn decode(bytes: &[u8], header: &JpegHeader<'_>, reduction: usize) -> Result<RgbImage, ImageError> {
     let mut decompressor = Decompressor::new().map_err(from_turbo_error)?;
     let facts = decompressor.read_header(bytes).map_err(from_turbo_error)?;
     let (width, height) = (header.width, header.height);
     if (facts.width, facts.height) != (width, height) {
         return Err(Format::Jpeg.malformed("two sizes"));
     }
+    let scale = match reduction {
+        8 => ScalingFactor::ONE_EIGHTH,
+        4 => ScalingFactor::ONE_QUARTER,
+        2 => ScalingFactor::ONE_HALF,
+        _ => ScalingFactor::ONE,
+    };
+    decompressor.set_scaling_factor(scale).map_err(from_turbo_error)?;
+    let (width, height) = (scale.scale(width), scale.scale(height));
     let pixels = match facts.colorspace {
         Colorspace::RGB | Colorspace::YCbCr | Colorspace::Gray => {
             decompress(&mut decompressor, bytes, width, height, PixelFormat::RGB)?
@@ -30,9 +38,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, Ima
             rgb::from_cmyk(&inks)
         }
     };
-    RgbImage::new(pixels, height, width)
-        .map(|image| (image, orientation))
-        .ok_or_else(|| Format::Jpeg.malformed("a side of zero pixels"))
+    RgbImage::new(pixels, height, width).ok_or_else(|| Format::Jpeg.malformed("a side of zero pixels"))
 }
 
 fn decompress(

@@ -29,6 +29,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 
+pub(super) use jpeg::CAN_SCALE;
+
+use jpeg_header::JpegHeader;
+
 use super::config::ExifOrientation;
 use super::error::ImageError;
 use super::resample::RgbImage;
@@ -136,25 +140,75 @@ impl Format {
 /// # Errors
 /// Any [`ImageError`] but `TooSmall`.
 pub fn decode_rgb(bytes: &[u8], limits: &DecodeLimits, exif: ExifOrientation) -> Result<RgbImage, ImageError> {
+    decode(bytes, limits, exif, &|_, _| 1).map(|decoded| decoded.image)
+}
+
+/// An image, and the size that it has when it is decoded as a whole.
+pub(super) struct Decoded {
+    pub(super) image: RgbImage,
+    /// `(height, width)`.
+    pub(super) full_size: (usize, usize),
+}
+
+/// Like [`decode_rgb`], with a JPEG's sides divided by what `reduce` says of its height and width, 1, 2, 4 or 8; rounded up.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    exif: ExifOrientation,
+    reduce: &dyn Fn(usize, usize) -> usize,
+) -> Result<Decoded, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty);
     }
     let format = Format::sniff(bytes).ok_or(ImageError::UnknownFormat)?;
     let decode = || match format {
-        Format::Jpeg => jpeg::decode(bytes, limits),
-        Format::Png | Format::WebP | Format::Bmp => still::decode(format, bytes, limits),
-        Format::Gif => gif::decode(bytes, limits),
-        Format::Tiff => tiff::decode(bytes, limits),
+        Format::Jpeg => jpeg(bytes, limits, exif, reduce),
+        Format::Png | Format::WebP | Format::Bmp => still::decode(format, bytes, limits).map(Stored::whole),
+        Format::Gif => gif::decode(bytes, limits).map(Stored::whole),
+        Format::Tiff => tiff::decode(bytes, limits).map(Stored::whole),
     };
     // Third-party decoders are large and get hostile bytes. None is known to panic, but one that does must cost its
     // caller an answer and not the process a thread. They own no state that outlives the call.
-    let (image, orientation) =
+    let Stored { image, orientation, full_size } =
         catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.malformed("the decoder panicked")))?;
     Ok(match exif {
-        ExifOrientation::Ignore => image,
-        ExifOrientation::Apply => exif::transpose(image, orientation),
+        ExifOrientation::Ignore => Decoded { image, full_size },
+        ExifOrientation::Apply => {
+            Decoded { image: exif::transpose(image, orientation), full_size: exif::size(full_size, orientation) }
+        }
     })
 }
 
 /// What every decoder gives: the pixels as stored, and how they are to be turned if anyone asks.
-type Decoded = (RgbImage, Orientation);
+type Pixels = (RgbImage, Orientation);
+
+/// The same, and the size as a whole.
+struct Stored {
+    image: RgbImage,
+    orientation: Orientation,
+    full_size: (usize, usize),
+}
+
+impl Stored {
+    fn whole((image, orientation): Pixels) -> Self {
+        Self { full_size: (image.height(), image.width()), image, orientation }
+    }
+}
+
+fn jpeg(
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    exif: ExifOrientation,
+    reduce: &dyn Fn(usize, usize) -> usize,
+) -> Result<Stored, ImageError> {
+    let header = JpegHeader::read(bytes)?;
+    header.check(limits)?;
+    let orientation = exif::orientation(header.exif);
+    let full_size = (header.height, header.width);
+    let (height, width) = match exif {
+        ExifOrientation::Ignore => full_size,
+        ExifOrientation::Apply => exif::size(full_size, orientation),
+    };
+    let image = jpeg::decode(bytes, &header, reduce(height, width))?;
+    Ok(Stored { image, orientation, full_size })
+}

@@ -8,9 +8,9 @@ use image::{ColorType, ImageDecoder};
 
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
-use super::{DecodeLimits, Decoded, Format, rgb};
+use super::{DecodeLimits, Format, Pixels, rgb};
 
-pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, ImageError> {
     let reader = Cursor::new(bytes);
     let fail = |source| from_image_error(format, limits, source);
     match format {
@@ -45,7 +45,7 @@ fn rescale_bmp16(bytes: &[u8], image: &mut RgbImage) {
 }
 
 /// Checks what the header says, then decodes.
-fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Pixels, ImageError> {
     let fail = |source| from_image_error(format, limits, source);
     let (width, height) = decoder.dimensions();
     limits.check_size(u64::from(width), u64::from(height))?;

@@ -9,9 +9,9 @@ use image::metadata::Orientation;
 
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
-use super::{DecodeLimits, Decoded, Format, rgb};
+use super::{DecodeLimits, Format, Pixels, rgb};
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, ImageError> {
+pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, ImageError> {
     let fail = |error| from_tiff_error(error, limits);
     let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(fail)?;
     let (width, height) = decoder.dimensions().map_err(fail)?;

@@ -5,8 +5,9 @@ Written with Pillow 13.0.0 (libjpeg-turbo 3.2, libwebp 1.6) and numpy:
     python3 -m venv /tmp/golden && /tmp/golden/bin/pip install Pillow==13.0.0 numpy
     /tmp/golden/bin/python tests/data/preprocess/make_golden.py
 
-`golden.json` holds three lists. `decode`: file -> convert("RGB"), as SHA-256 of the pixels (height, width, 3) and the
-first of them in hex. `resize`: file + configuration -> pixels after pre-crop, resize and crop. `tensor`: file +
+`golden.json` holds four lists. `decode`: file -> convert("RGB"), as SHA-256 of the pixels (height, width, 3) and the
+first of them in hex. `resize`: file + configuration -> pixels after pre-crop, resize and crop. `scaled`: the same of JPEGs whose size
+Pillow's `draft` has divided first by as much as the resize allows, with the pixels in `expected/`. `tensor`: file +
 configuration -> SHA-256 of the float32 tensor (3, height, width), little-endian. Lossy files also have their expected
 pixels in `expected/`, so that a decoder which is not Pillow's can be compared with it.
 """
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps
 
 HERE = Path(__file__).parent
 FILES, EXPECTED = HERE / "files", HERE / "expected"
-golden = {"decode": [], "resize": [], "tensor": []}
+golden = {"decode": [], "resize": [], "scaled": [], "tensor": []}
 
 
 def picture(height, width, seed=0):
@@ -243,6 +244,41 @@ def transformed(image, config):
     return np.array(image)
 
 
+def target(config, width, height):
+    """The size that `resize` gives an image of this size, after the pre-crop."""
+    if "pre_crop" in config:
+        width = height = round(config["pre_crop"] * min(width, height))
+    resize = config["resize"]
+    if isinstance(resize, int):
+        long = int(resize * max(width, height) / min(width, height))
+        resize = [resize, long] if height <= width else [long, resize]
+    return (width, height), resize
+
+
+def scaled():
+    configs = [
+        {"resize": [32, 40]}, {"resize": [16, 20]}, {"resize": [8, 10]}, {"resize": 20, "crop": 16}, {"resize": 11, "crop": 10},
+        {"pre_crop": 0.75, "resize": 9}, {"resize": [5, 40]}, {"resize": 33, "crop": 32},
+    ]
+    for name in ["420_larger", "422_larger", "444_larger", "restarts", "gray", "progressive"]:
+        for number, config in enumerate(configs):
+            if name in ("gray", "progressive") and config["resize"] != 11:
+                continue
+            image = Image.open(FILES / f"{name}.jpg")
+            (width, height), (new_height, new_width) = target(config, *image.size)
+            times = min(width // new_width, height // new_height)
+            reduction = next(n for n in (8, 4, 2, 1) if n <= times)
+            full = image.size
+            image.draft(image.mode, (full[0] // reduction, full[1] // reduction))
+            assert image.size == tuple(-(-side // reduction) for side in full)
+            # The target is that of the whole picture.
+            config = {**config, "interpolation": "bilinear"}
+            pixels = transformed(image.convert("RGB"), {**config, "resize": [new_height, new_width]})
+            expected = f"{name}.scaled{number}.png"
+            Image.fromarray(pixels).save(EXPECTED / expected, optimize=True)
+            golden["scaled"].append({"file": f"{name}.jpg", "config": config, "reduction": reduction, "expected": expected})
+
+
 def resizes():
     for name, (height, width) in {"landscape": (47, 61), "portrait": (150, 113), "wide": (2, 1001), "dot": (1, 1)}.items():
         Image.fromarray(picture(height, width, 6)).save(FILES / f"{name}.png", optimize=True)
@@ -301,6 +337,7 @@ def main():
     tiffs(image, rgba)
     jpegs(image)
     exifs()
+    scaled()
     resizes()
     lines = [f'  "{key}": [\n' + ",\n".join("    " + json.dumps(case) for case in cases) + "\n  ]" for key, cases in golden.items()]
     (HERE / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
