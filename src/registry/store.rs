@@ -259,7 +259,7 @@ impl ModelStore {
 
     /// Whether there is such a generation.
     pub(super) fn has(&self, generation: u64) -> Result<bool, StateError> {
-        self.objects.exists(&manifest_path(&self.folder, generation))
+        Ok(self.objects.modified(&manifest_path(&self.folder, generation))?.is_some())
     }
 
     /// The manifest of a generation; `None` if there is none.
