@@ -8,18 +8,25 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use object_store::ObjectStore;
 
 use super::{
     AuditEntry, StateError,
     history::history_file,
     objects::{Listed, Objects},
-    store::{blob, generation_of, generations_folder, lock, manifest, manifest_path},
+    store::{blob, files_where, generation_of, generations_folder, io_error, is_staged, lock, manifest, manifest_path},
 };
 
 /// What is younger is left alone where others may be at work.
 const GRACE: Duration = Duration::from_secs(3600);
+/// Written to learn what time it is where the store is.
+const CLOCK: &str = "clock";
 
 /// What is to be removed.
 #[derive(Clone, Copy, Debug)]
@@ -75,22 +82,64 @@ impl Gc {
         Ok(Self { objects: Objects::at_url(url, client_options)?, grace: GRACE, _lock: None })
     }
 
+    /// Any other store that servers share. `place` is what it is called in errors; what is younger than `grace` stays.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] if its thread cannot be started.
+    pub fn of_store(store: Arc<dyn ObjectStore>, place: &str, grace: Duration) -> Result<Self, StateError> {
+        Ok(Self { objects: Objects::of(store, place, None)?, grace, _lock: None })
+    }
+
     /// Removes what is not needed, of every model.
     ///
     /// # Errors
     /// [`StateError`]; then what was removed before is gone, and nothing that is needed.
     pub fn run(&self, options: GcOptions) -> Result<Vec<GcReport>, StateError> {
-        self.objects.folders("models")?.into_iter().map(|model| self.of_model(model, options)).collect()
+        let written_before = self.written_before(options)?;
+        let sweep = Sweep { objects: &self.objects, options, written_before };
+        self.objects.folders("models")?.into_iter().map(|model| sweep.of_model(model)).collect()
     }
 
-    fn is_old(&self, object: &Listed) -> bool {
-        let age = chrono::Utc::now().signed_duration_since(object.modified);
-        self.grace.is_zero() || age.to_std().is_ok_and(|age| age > self.grace)
+    /// The time before which must have been written what may go; `None` where nobody else is at work.
+    ///
+    /// It is told by the clock of the store, which has told the times of all that is there: this machine may think that it is
+    /// later, and would take a head file for an old one whose generation is being written.
+    fn written_before(&self, options: GcOptions) -> Result<Option<DateTime<Utc>>, StateError> {
+        if self.grace.is_zero() {
+            return Ok(None);
+        }
+        let now = match options.is_dry_run {
+            // Who only looks writes nothing.
+            true => Utc::now(),
+            false => {
+                self.objects.put(CLOCK, Bytes::new())?;
+                self.objects.modified(CLOCK)?.ok_or_else(|| StateError::Unreachable {
+                    object: self.objects.name(CLOCK),
+                    problem: "it was written and is not there".to_owned(),
+                })?
+            }
+        };
+        let grace = TimeDelta::from_std(self.grace).ok();
+        Ok(Some(grace.and_then(|grace| now.checked_sub_signed(grace)).unwrap_or(DateTime::<Utc>::MIN_UTC)))
+    }
+}
+
+/// One run.
+struct Sweep<'a> {
+    objects: &'a Objects,
+    options: GcOptions,
+    written_before: Option<DateTime<Utc>>,
+}
+
+impl Sweep<'_> {
+    fn is_old(&self, modified: DateTime<Utc>) -> bool {
+        self.written_before.is_none_or(|written_before| modified < written_before)
     }
 
-    fn of_model(&self, model: String, options: GcOptions) -> Result<GcReport, StateError> {
+    fn of_model(&self, model: String) -> Result<GcReport, StateError> {
         let folder = format!("models/{model}");
         let mut report = GcReport { model, ..GcReport::default() };
+        self.remove_left_overs(&folder, &mut report)?;
         let all: BTreeMap<u64, Listed> = self
             .objects
             .list(&generations_folder(&folder))?
@@ -100,11 +149,11 @@ impl Gc {
         // Those that cannot be read do not count, and stay: somebody may want to see them.
         let (mut kept, mut old, mut is_all_known) = (Vec::new(), Vec::new(), true);
         for &generation in all.keys().rev() {
-            if kept.len() >= options.keep_generations.max(1) {
+            if kept.len() >= self.options.keep_generations.max(1) {
                 old.push(generation);
                 continue;
             }
-            match manifest(&self.objects, &folder, generation) {
+            match manifest(self.objects, &folder, generation) {
                 Ok(Some(manifest)) => kept.push(manifest),
                 Ok(None) => {}
                 Err(error @ (StateError::Damaged { .. } | StateError::Newer { .. })) => {
@@ -115,7 +164,7 @@ impl Gc {
             }
         }
         old.reverse();
-        let left = self.remove_generations(&folder, (&all, &old), options, &mut report)?;
+        let left = self.remove_generations(&folder, (&all, &old), &mut report)?;
         report.n_generations = all.len() - (old.len() - left.len());
         if !is_all_known {
             report.notes.push("no head files were removed: what a damaged generation names is not known".to_owned());
@@ -124,7 +173,7 @@ impl Gc {
         let mut named: BTreeSet<String> =
             kept.iter().flat_map(|manifest| manifest.blobs().map(str::to_owned)).collect();
         for generation in left {
-            match manifest(&self.objects, &folder, generation) {
+            match manifest(self.objects, &folder, generation) {
                 Ok(left) => named.extend(left.iter().flat_map(|left| left.blobs()).map(str::to_owned)),
                 Err(StateError::Damaged { .. }) => {}
                 Err(error) => return Err(error),
@@ -133,12 +182,12 @@ impl Gc {
         for object in self.objects.list(&format!("{folder}/blobs"))? {
             if named.contains(&object.name) {
                 report.n_blobs += 1;
-                if let Err(error) = blob(&self.objects, &folder, &object.name) {
+                if let Err(error) = blob(self.objects, &folder, &object.name) {
                     report.notes.push(error.to_string());
                 }
                 named.remove(&object.name);
-            } else if self.is_old(&object) {
-                self.remove(&format!("{folder}/blobs/{}", object.name), object.bytes, options, &mut report)?;
+            } else if self.is_old(object.modified) {
+                self.remove(&format!("{folder}/blobs/{}", object.name), object.bytes, &mut report)?;
             }
         }
         let missing = named.iter().map(|digest| self.objects.name(&format!("{folder}/blobs/{digest}")));
@@ -151,15 +200,14 @@ impl Gc {
         &self,
         folder: &str,
         (listed, old): (&BTreeMap<u64, Listed>, &[u64]),
-        options: GcOptions,
         report: &mut GcReport,
     ) -> Result<Vec<u64>, StateError> {
-        let is_old = |generation: &&u64| listed.get(generation).is_none_or(|object| self.is_old(object));
+        let is_old = |generation: &&u64| listed.get(generation).is_none_or(|object| self.is_old(object.modified));
         let n_going = old.iter().take_while(is_old).count();
         let (going, left) = old.split_at(n_going);
         let (mut entries, mut removed): (Vec<AuditEntry>, Vec<u64>) = (Vec::new(), Vec::new());
         for &generation in going {
-            match manifest(&self.objects, folder, generation) {
+            match manifest(self.objects, folder, generation) {
                 Ok(Some(manifest)) => {
                     entries.push(manifest.audit_entry());
                     removed.push(generation);
@@ -171,7 +219,7 @@ impl Gc {
                 Err(error) => return Err(error),
             }
         }
-        if !entries.is_empty() && !options.is_dry_run {
+        if !entries.is_empty() && !self.options.is_dry_run {
             let (name, bytes) = history_file(&entries)
                 .map_err(|error| StateError::Io { path: "history".into(), source: std::io::Error::other(error) })?;
             // One of this name is the same: its digest is in it.
@@ -179,13 +227,33 @@ impl Gc {
         }
         for generation in removed {
             let bytes = listed.get(&generation).map_or(0, |object| object.bytes);
-            self.remove(&manifest_path(folder, generation), bytes, options, report)?;
+            self.remove(&manifest_path(folder, generation), bytes, report)?;
         }
         Ok(left.to_vec())
     }
 
-    fn remove(&self, path: &str, bytes: u64, options: GcOptions, report: &mut GcReport) -> Result<(), StateError> {
-        if !options.is_dry_run {
+    /// Removes the files of writers that were ended in the middle. In a bucket there are none.
+    fn remove_left_overs(&self, folder: &str, report: &mut GcReport) -> Result<(), StateError> {
+        if !self.objects.is_local() {
+            return Ok(());
+        }
+        for path in files_where(Path::new(&self.objects.name(folder)), is_staged) {
+            // Its writer may have come to an end meanwhile.
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            if !self.is_old(metadata.modified().map_err(io_error(&path))?.into()) {
+                continue;
+            }
+            if !self.options.is_dry_run {
+                std::fs::remove_file(&path).map_err(io_error(&path))?;
+            }
+            report.removed.push(path.display().to_string());
+            report.bytes += metadata.len();
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &str, bytes: u64, report: &mut GcReport) -> Result<(), StateError> {
+        if !self.options.is_dry_run {
             self.objects.delete(path)?;
         }
         report.removed.push(self.objects.name(path));

@@ -120,17 +120,17 @@ impl ModelStore {
         if before.is_some() {
             kept.truncate(self.first_not_before(&kept, &is_before)?);
         }
-        for &generation in kept.iter().rev().take(limit) {
+        for &generation in kept.iter().rev() {
+            if generations.len() == limit {
+                break;
+            }
+            // One that cannot be read is none.
             if let Some(entry) = self.entry_of(generation)? {
                 generations.insert(Reverse(AuditCursor::of_generation(&entry)), entry);
             }
         }
-        if generations.len() < limit {
-            for entry in self.removed_generations(limit - generations.len(), &is_before)? {
-                generations.insert(Reverse(AuditCursor::of_generation(&entry)), entry);
-            }
-        }
-        found.extend(generations.into_iter().map(|(Reverse(cursor), entry)| (cursor, entry)).take(limit));
+        self.add_removed(&mut generations, limit, &is_before)?;
+        found.extend(generations.into_iter().map(|(Reverse(cursor), entry)| (cursor, entry)));
         Ok(found)
     }
 
@@ -180,7 +180,10 @@ impl ModelStore {
             .collect();
         named.sort();
         let mut found = Vec::new();
-        for (cursor, name) in named.into_iter().rev().take(limit) {
+        for (cursor, name) in named.into_iter().rev() {
+            if found.len() == limit {
+                break;
+            }
             let path = format!("{}/events/{name}", self.folder);
             let Some(bytes) = self.objects.get(&path)? else { continue };
             let is_whole = name.contains(&Digest::of(&bytes).to_hex()[..ID_DIGITS]);
@@ -192,30 +195,38 @@ impl ModelStore {
         Ok(found)
     }
 
-    /// The newest changes before a place of generations whose manifests were removed.
-    fn removed_generations(
+    /// Adds the newest changes before a place of generations whose manifests were removed, as long as there are not `limit`.
+    ///
+    /// The same change may be there twice: a clean-up that was interrupted has written it down, and its manifest is still
+    /// there; or the next clean-up has written it down again.
+    fn add_removed(
         &self,
+        found: &mut BTreeMap<Reverse<AuditCursor>, AuditEntry>,
         limit: usize,
         is_before: &impl Fn(&AuditCursor) -> bool,
-    ) -> Result<Vec<AuditEntry>, StateError> {
-        let mut found = Vec::new();
+    ) -> Result<(), StateError> {
+        if found.len() >= limit {
+            return Ok(());
+        }
         let folder = format!("{}/history", self.folder);
         for object in self.objects.list(&folder)?.into_iter().rev() {
-            if found.len() >= limit {
-                break;
-            }
             let path = format!("{folder}/{}", object.name);
             let Some(bytes) = self.objects.get(&path)? else { continue };
             let Some(entries) = read_history(&object.name, &bytes) else {
                 tracing::error!("{} is damaged: it is not what was written", self.objects.name(&path));
                 continue;
             };
-            let mut entries: Vec<AuditEntry> =
-                entries.into_iter().filter(|entry| is_before(&AuditCursor::of_generation(entry))).collect();
-            let n_too_many = entries.len().saturating_sub(limit - found.len());
-            found.extend(entries.drain(n_too_many..));
+            for entry in entries.into_iter().rev() {
+                let cursor = AuditCursor::of_generation(&entry);
+                if is_before(&cursor) {
+                    found.insert(Reverse(cursor), entry);
+                }
+                if found.len() == limit {
+                    return Ok(());
+                }
+            }
         }
-        Ok(found)
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use object_store::{
     Error as ObjectError, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
@@ -51,13 +52,14 @@ pub(super) struct Objects {
     /// What stands before an object's path when it is named to a person.
     place: String,
     is_local: bool,
+    is_shared: bool,
     timeout: Duration,
     list_timeout: Duration,
     jobs: UnboundedSender<Job>,
 }
 
 impl Objects {
-    /// The files of a folder, which must be there.
+    /// The files of a folder, which must be there, and which nobody else changes.
     ///
     /// A file is synced before it gets its name, by rename or, where it must not be there yet, by link(2), and its folder
     /// after: `with_fsync` sees to both, and is not what the crate does by itself.
@@ -67,7 +69,8 @@ impl Objects {
             source: io::Error::other(error.to_string()),
         };
         let files = LocalFileSystem::new_with_prefix(folder).map_err(|error| failed(&error))?.with_fsync(true);
-        Self::start(Arc::new(files), folder.display().to_string(), true)
+        let objects = Self::start(Arc::new(files), folder.display().to_string())?;
+        Ok(Self { is_local: true, is_shared: false, ..objects })
     }
 
     /// What a URL names: `file:///...`, or `s3://`, `gs://`, `az://` where the clients of these were built in. `options` are
@@ -78,7 +81,7 @@ impl Objects {
         if url.scheme() == "file" {
             let folder = url.to_file_path().map_err(|()| failed("it is no absolute path".to_owned()))?;
             std::fs::create_dir_all(&folder).map_err(|source| StateError::Io { path: folder.clone(), source })?;
-            return Self::in_folder(&folder);
+            return Ok(Self { is_shared: true, ..Self::in_folder(&folder)? });
         }
         if !CLOUDS.contains(&url.scheme()) {
             return Err(failed(format!(
@@ -89,17 +92,17 @@ impl Objects {
         let options = options.iter().map(|(key, value)| (key.as_str(), value.as_str())).chain(CLIENT_OPTIONS);
         let (store, prefix) = object_store::parse_url_opts(&url, options).map_err(|error| failed(of_client(&error)))?;
         let place = text.trim_end_matches('/').to_owned();
-        Self::start(Arc::new(PrefixStore::new(store, prefix)), place, false)
+        Self::start(Arc::new(PrefixStore::new(store, prefix)), place)
     }
 
     /// Any other store. `place` is what it is called in errors.
     pub(super) fn of(store: Arc<dyn ObjectStore>, place: &str, timeout: Option<Duration>) -> Result<Self, StateError> {
-        let objects = Self::start(store, place.to_owned(), false)?;
+        let objects = Self::start(store, place.to_owned())?;
         let timeout = timeout.unwrap_or(TIMEOUT);
         Ok(Self { timeout, list_timeout: timeout.max(objects.list_timeout.min(timeout * 6)), ..objects })
     }
 
-    fn start(store: Arc<dyn ObjectStore>, place: String, is_local: bool) -> Result<Self, StateError> {
+    fn start(store: Arc<dyn ObjectStore>, place: String) -> Result<Self, StateError> {
         let (jobs, mut queue) = unbounded_channel::<Job>();
         let thread_failed = |source| StateError::Io { path: "the thread of the state".into(), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(thread_failed)?;
@@ -111,7 +114,8 @@ impl Objects {
             });
         };
         std::thread::Builder::new().name("state".to_owned()).spawn(work).map_err(thread_failed)?;
-        Ok(Self { store, place, is_local, timeout: TIMEOUT, list_timeout: LIST_TIMEOUT, jobs })
+        let (timeout, list_timeout) = (TIMEOUT, LIST_TIMEOUT);
+        Ok(Self { store, place, is_local: false, is_shared: true, timeout, list_timeout, jobs })
     }
 
     /// Whether it is a folder, which costs little to ask.
@@ -181,12 +185,12 @@ impl Objects {
         }
     }
 
-    /// Whether there is an object of that name.
-    pub(super) fn exists(&self, path: &str) -> Result<bool, StateError> {
+    /// When an object was written, by the clock of the store; `None` if there is none of that name.
+    pub(super) fn modified(&self, path: &str) -> Result<Option<DateTime<Utc>>, StateError> {
         let (store, location) = (Arc::clone(&self.store), Path::from(path));
         match self.wait(path, async move { store.head(&location).await })? {
-            Ok(_) => Ok(true),
-            Err(ObjectError::NotFound { .. }) => Ok(false),
+            Ok(found) => Ok(Some(found.last_modified)),
+            Err(ObjectError::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed(path, &error)),
         }
     }
@@ -219,10 +223,13 @@ impl Objects {
             Err(error) => error,
         };
         match self.get(path) {
-            // It is there and the folder may not be synced: it was not promised to anybody.
-            Ok(Some(found)) if found == bytes && self.is_local => {
+            // It is there and the folder may not be synced. Alone nobody has seen it; others may have gone on from it.
+            Ok(Some(found)) if found == bytes && self.is_local && !self.is_shared => {
                 self.delete(path)?;
                 Err(error)
+            }
+            Ok(Some(found)) if found == bytes && self.is_local => {
+                Err(StateError::Unreachable { object: self.name(path), problem: error.to_string() })
             }
             Ok(Some(found)) if !self.is_local => Ok(found == bytes),
             _ => Err(error),
@@ -282,7 +289,7 @@ pub(super) struct Listed {
     /// Without its folder.
     pub(super) name: String,
     pub(super) bytes: u64,
-    pub(super) modified: chrono::DateTime<chrono::Utc>,
+    pub(super) modified: DateTime<Utc>,
 }
 
 impl Listed {
@@ -290,5 +297,74 @@ impl Listed {
         let mut parts = meta.location.prefix_match(folder)?;
         let name = parts.next()?.as_ref().to_owned();
         parts.next().is_none().then_some(Self { name, bytes: meta.size, modified: meta.last_modified })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream::BoxStream;
+    use object_store::{
+        CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, PutMultipartOptions, PutResult, Result,
+        memory::InMemory,
+    };
+
+    use super::*;
+
+    /// Writes, and then fails: a folder that has the file and cannot be synced.
+    #[derive(Debug)]
+    struct NotSynced(InMemory);
+
+    impl std::fmt::Display for NotSynced {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("not synced")
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl ObjectStore for NotSynced {
+        async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+            self.0.put_opts(path, payload, options).await?;
+            Err(ObjectError::Generic { store: "not synced", source: Box::new(io::Error::from_raw_os_error(5)) })
+        }
+
+        async fn put_multipart_opts(
+            &self,
+            path: &Path,
+            options: PutMultipartOptions,
+        ) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(path, options).await
+        }
+
+        async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(path, options).await
+        }
+
+        fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(paths)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(prefix)
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.0.copy_opts(from, to, options).await
+        }
+    }
+
+    #[test]
+    fn what_others_may_have_seen_in_a_folder_is_not_taken_back() {
+        for is_shared in [false, true] {
+            let objects = Objects::of(Arc::new(NotSynced(InMemory::new())), "folder", None).unwrap();
+            let objects = Objects { is_local: true, is_shared, ..objects };
+            let error = objects.create("new", Bytes::from_static(b"content")).unwrap_err();
+            // Alone nothing has changed; with others it is not known whether it has.
+            assert_eq!(error.is_unreachable(), is_shared, "{error}");
+            assert_eq!(objects.get("new").unwrap().is_some(), is_shared);
+        }
     }
 }

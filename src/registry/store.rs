@@ -8,6 +8,7 @@
 //! STORE/models/NAME/blobs/SHA256                   head files, immutable, named by their content
 //! STORE/models/NAME/generations/00000000042.json   one manifest a state, created once and never changed
 //! STORE/models/NAME/events/, history/              what else the audit tells; see history.rs
+//! STORE/clock                                      empty; when it was written is the time by the store; see gc.rs
 //! ```
 //!
 //! STORE is STATE, unless several servers share one elsewhere (`--state`); then STATE keeps copies of the head files. A
@@ -206,16 +207,22 @@ impl StateDir {
 
 /// Removes what writers left behind that were ended in the middle.
 fn remove_left_overs(model: &Path) -> Result<(), StateError> {
-    for folder in ["generations", "blobs", "events", "history"].map(|folder| model.join(folder)) {
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        for entry in entries.filter_map(Result::ok) {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.contains('#') || name.ends_with(".tmp") {
-                fs::remove_file(entry.path()).map_err(io_error(&entry.path()))?;
-            }
-        }
+    for path in files_where(model, |name| is_staged(name) || name.ends_with(".tmp")) {
+        fs::remove_file(&path).map_err(io_error(&path))?;
     }
     Ok(())
+}
+
+/// Whether a file in a folder is one that is to become an object. A list of objects has none of these.
+pub(super) fn is_staged(name: &str) -> bool {
+    name.contains('#')
+}
+
+/// The files of a model's state in a folder whose names are such.
+pub(super) fn files_where(model: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let folders = ["generations", "blobs", "events", "history"].map(|folder| model.join(folder));
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().filter_map(Result::ok);
+    entries.filter(|entry| is_wanted(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
 }
 
 /// What there is of one model.
@@ -259,7 +266,7 @@ impl ModelStore {
 
     /// Whether there is such a generation.
     pub(super) fn has(&self, generation: u64) -> Result<bool, StateError> {
-        self.objects.exists(&manifest_path(&self.folder, generation))
+        Ok(self.objects.modified(&manifest_path(&self.folder, generation))?.is_some())
     }
 
     /// The manifest of a generation; `None` if there is none.

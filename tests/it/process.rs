@@ -18,7 +18,7 @@ use crate::feature_sets::{archives, hostile_files};
 /// A running `equipoise serve`.
 pub(crate) struct Process {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     pub(crate) state: Arc<TempDir>,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
@@ -86,6 +86,11 @@ impl Process {
         try_send(self.client.get(format!("{}{path}", self.url))).await.unwrap()
     }
 
+    /// The token that the server made.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(self.state.path().join("admin-token")).unwrap().trim().to_owned()
+    }
+
     /// Asks for something of icons30 with the token that the server made.
     pub(crate) async fn admin(&self, method: &str, path: &str, body: Vec<u8>) -> Answer {
         self.try_admin(method, &format!("models/icons30/{path}"), body).await.unwrap()
@@ -93,9 +98,8 @@ impl Process {
 
     /// Asks with the token, while the server may end.
     pub(crate) async fn try_admin(&self, method: &str, path: &str, body: Vec<u8>) -> reqwest::Result<Answer> {
-        let token = std::fs::read_to_string(self.state.path().join("admin-token")).unwrap();
         let url = format!("{}/admin/v1/{path}", self.url);
-        try_send(self.client.request(method.parse().unwrap(), url).bearer_auth(token.trim()).body(body)).await
+        try_send(self.client.request(method.parse().unwrap(), url).bearer_auth(self.token()).body(body)).await
     }
 
     /// Ends it at once, as a power failure does, and does not wait.
@@ -130,8 +134,7 @@ impl Process {
     /// Uploads a feature set.
     #[cfg(target_os = "linux")]
     async fn upload(&self, body: Vec<u8>) -> Answer {
-        let token = std::fs::read_to_string(self.state.path().join("admin-token")).unwrap();
-        let request = self.post("/admin/v1/models/icons30/feature-sets").bearer_auth(token.trim());
+        let request = self.post("/admin/v1/models/icons30/feature-sets").bearer_auth(self.token());
         try_send(request.body(body)).await.unwrap()
     }
 
@@ -160,7 +163,7 @@ impl Drop for Process {
 #[tokio::test]
 async fn the_token_never_appears_in_the_log() {
     let process = Process::serve(&[], "trace").await;
-    let token = std::fs::read_to_string(process.state.path().join("admin-token")).unwrap().trim().to_owned();
+    let token = process.token();
     let heads = "/admin/v1/models/icons30/heads";
     let wrong = "wrong-0123456789";
     for (authorization, status) in

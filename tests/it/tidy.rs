@@ -29,6 +29,16 @@ const MATHEMATICS: [&str; 4] = ["src/dataset/", "src/heads/", "src/evaluate.rs",
 const UNKNOWN_TO_MATHEMATICS: [&str; 8] =
     ["tokio", "axum", "ort", "hyper", "image", "prometheus", "Instant", "SystemTime"];
 
+/// Where the wall clock may be read: for what people read, and never for how long something takes or which of two came first.
+/// It may jump; `Instant` does not.
+const WALL_CLOCK: [&str; 5] = [
+    "src/jobs/job.rs",          // when a fit was queued, began and ended
+    "src/registry/backbone.rs", // whether a file is still the one that was loaded
+    "src/registry/edit.rs",     // when a change was made
+    "src/registry/gc.rs",       // what would go, for one who only looks
+    "src/registry/manifest.rs", // for want of randomness
+];
+
 fn sources_in(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -104,6 +114,16 @@ fn the_mathematics_knows_of_no_runtime_and_no_clock() {
             names(line, word) || word.starts_with(char::is_uppercase) && words.any(|found| found == word)
         };
         assert_none(word, &lines_where(|file, lines, index| is_in(file, &MATHEMATICS) && is_word(&lines[index])));
+    }
+}
+
+#[test]
+fn the_wall_clock_is_read_only_to_be_written_down() {
+    let reads = |line: &str| ["SystemTime", "Utc::now", "Local::now"].iter().any(|word| line.contains(word));
+    assert_none("a wall clock", &lines_where(|file, lines, index| !is_in(file, &WALL_CLOCK) && reads(&lines[index])));
+    // What no longer needs it is not to have it.
+    for place in WALL_CLOCK {
+        assert!(sources().iter().any(|(file, lines)| file == place && lines.iter().any(|line| reads(line))), "{place}");
     }
 }
 

@@ -100,3 +100,29 @@ async fn a_store_in_use_keeps_what_is_young() {
     second.classify_features("?head=mine", &crate::http::feature_rows(1)).await.expect(200);
     assert_eq!(audit(&second, "").await["entries"].as_array().unwrap().len(), 4);
 }
+
+#[tokio::test]
+async fn what_a_killed_server_was_writing_goes_once_it_is_old() {
+    let store = Store::new();
+    let Some(folder) = &store.folder else { return };
+    let app = store.server(std::time::Duration::from_secs(3600)).start();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    let model = folder.path().join("models/icons30");
+    let staged = ["generations/00000000003.json#1", "blobs/00ff#2"].map(|name| model.join(name));
+    let gc = |flags: &[&str]| prints(&[&["gc", "--state", &store.url], flags].concat());
+    for file in &staged {
+        std::fs::write(file, "half of wha").unwrap();
+    }
+    // Another server may be writing it.
+    assert!(gc(&[]).contains("icons30: 0 files removed"));
+    let two_hours_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    for file in &staged {
+        std::fs::File::options().write(true).open(file).unwrap().set_modified(two_hours_ago).unwrap();
+    }
+    assert!(gc(&["--dry-run"]).contains("icons30: 2 files would be removed (22 bytes)"));
+    assert!(staged.iter().all(|file| file.exists()));
+    let told = gc(&[]);
+    assert!(staged.iter().all(|file| !file.exists() && told.contains(file.to_str().unwrap())), "{told}");
+    assert!(told.contains("icons30: 2 files removed (22 bytes); 2 generations"), "{told}");
+    app.put_head("mine", head_file(2, None)).await.expect(201);
+}

@@ -12,9 +12,7 @@ use std::{
 
 use equipoise::{
     heads::SettingsPatch,
-    metrics::Metrics,
-    registry::{Author, Edit, IfMatch, LoadError, Model, ModelDirectory, RegistryError, StateDir, audit, load_model},
-    server::load_options,
+    registry::{Author, Change, Edit, IfMatch, LoadError, Model, RegistryError, audit},
 };
 use futures_util::{StreamExt, stream::BoxStream};
 use object_store::{
@@ -23,10 +21,11 @@ use object_store::{
 };
 use tempfile::TempDir;
 
-use crate::{
-    app::{Setup, icons30},
-    http::head_file,
+use super::{
+    edit,
+    place::{Place, audit_in_pages},
 };
+use crate::http::head_file;
 
 const TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -144,15 +143,7 @@ impl ObjectStore for Moody {
 
 /// A model that shares the store, as one server has it.
 fn load(store: &Arc<Moody>, state: &Path) -> std::result::Result<Arc<Model>, LoadError> {
-    equipoise::onnx::init(None).unwrap();
-    let dir = StateDir::open(state).unwrap();
-    let dir = dir.sharing(Arc::clone(store) as Arc<dyn ObjectStore>, "moody:", Some(TIMEOUT)).unwrap();
-    let options = load_options(&Setup::new().resolve(), Arc::new(Metrics::new()), Some(dir)).unwrap();
-    load_model(&ModelDirectory::read(&icons30()).unwrap(), &options).map(Arc::new)
-}
-
-fn edit() -> Edit {
-    Edit::by(Author::new("somebody"))
+    super::load(Arc::clone(store) as Arc<dyn ObjectStore>, state, Some(TIMEOUT))
 }
 
 fn tau(model: &Model) -> f64 {
@@ -185,7 +176,7 @@ fn a_store_that_hangs_fails_or_lies_holds_nobody_and_loses_nothing() {
         assert!(start.elapsed() < TIMEOUT * 20, "{mood:?} took {:?}", start.elapsed());
         assert_eq!((tau(&a), tau(&b)), (of_a, of_b), "{mood:?}");
         let text = load(&store, TempDir::new().unwrap().path()).unwrap_err().to_string();
-        assert!(text.contains("moody:/models/icons30"), "{mood:?}: {text}");
+        assert!(text.contains("store:/models/icons30"), "{mood:?}: {text}");
         store.set(Mood::Well);
         b.refresh().unwrap();
         assert_eq!((b.generation(), tau(&b)), (generation, of_a), "{mood:?}");
@@ -241,4 +232,29 @@ fn what_one_server_was_promised_by_condition_another_cannot_take() {
     let error = b.activate(&stale, "crt", None).unwrap_err();
     assert!(matches!(error, RegistryError::PreconditionFailed { generation: 2, .. }), "{error}");
     assert_eq!(b.generation(), 2);
+}
+
+#[test]
+fn what_cannot_be_read_does_not_end_the_audit() {
+    let place = Place::bucket();
+    let model = place.serve().model;
+    let check = |n_entries: usize| {
+        let whole = audit_in_pages(&model, 1000);
+        assert_eq!(whole.len(), n_entries);
+        for limit in 1..=n_entries {
+            assert_eq!(audit_in_pages(&model, limit), whole, "in pages of {limit}");
+        }
+    };
+    for number in 0..4 {
+        patch(&model, f64::from(number) / 10.0).unwrap();
+    }
+    place.put(&Key::from("models/icons30/generations/00000000003.json"), "damaged");
+    check(4);
+    for number in 0..4 {
+        model.record(&Author::new("somebody"), Change::FeatureSetDeleted { id: format!("fs_{number}") });
+    }
+    for event in &place.keys("models/icons30/events")[1..3] {
+        place.put(event, "damaged");
+    }
+    check(4 + 2);
 }

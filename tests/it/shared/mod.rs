@@ -3,11 +3,16 @@
 //! Where `EQUIPOISE_TEST_STATE_URL` names one (`s3://bucket/prefix`, and what its client needs in the environment), each test
 //! takes a folder of its own in it; otherwise a folder of this machine.
 
+mod clocks;
 mod conflicts;
+mod death;
 mod faults;
 mod follow;
+mod mortal;
+mod place;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -15,10 +20,16 @@ use std::{
     time::Duration,
 };
 
+use equipoise::{
+    metrics::Metrics,
+    registry::{Author, Edit, LoadError, Model, ModelDirectory, StateDir, load_model},
+    server::load_options,
+};
+use object_store::ObjectStore;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::app::{Setup, TOKEN, TestApp, send};
+use crate::app::{Setup, TestApp, icons30, send};
 
 /// A store for one test. Its folder, if it is one, lives as long as this.
 pub(crate) struct Store {
@@ -48,20 +59,26 @@ impl Store {
     }
 }
 
-async fn heads(app: &TestApp) -> Value {
-    send(app.admin("GET", "heads")).await.expect(200).json()
+/// icons30 as a server has it that shares a store; its own state directory is `state`.
+fn load(store: Arc<dyn ObjectStore>, state: &Path, timeout: Option<Duration>) -> Result<Arc<Model>, LoadError> {
+    load_from(&icons30(), StateDir::open(state).unwrap().sharing(store, "store:", timeout).unwrap())
 }
 
-/// The whole audit, newest first.
-async fn whole_audit(app: &TestApp) -> Vec<Value> {
-    let (mut entries, mut query) = (Vec::new(), "?limit=1000".to_owned());
-    loop {
-        let path = format!("/admin/v1/audit{query}");
-        let page = send(app.request("GET", &path).bearer_auth(TOKEN)).await.expect(200).json();
-        entries.extend(page["entries"].as_array().unwrap().clone());
-        let Some(next) = page["next"].as_str() else { return entries };
-        query = format!("?limit=1000&before={next}");
-    }
+/// The model of a directory, with the state that `state` names.
+fn load_from(directory: &Path, state: StateDir) -> Result<Arc<Model>, LoadError> {
+    equipoise::onnx::init(None).unwrap();
+    // Sessions that are warmed for one image load fast.
+    let config = Setup::new().config(|config| config.max_batch_size = Some(1)).resolve();
+    let options = load_options(&config, Arc::new(Metrics::new()), Some(state)).unwrap();
+    load_model(&ModelDirectory::read(directory).unwrap(), &options).map(Arc::new)
+}
+
+fn edit() -> Edit {
+    Edit::by(Author::new("somebody"))
+}
+
+async fn heads(app: &TestApp) -> Value {
+    send(app.admin("GET", "heads")).await.expect(200).json()
 }
 
 #[test]
