@@ -206,3 +206,24 @@ fn the_page_puts_nothing_in_as_html() {
         assert!(!PAGE.contains(way), "docs.html uses {way}");
     }
 }
+
+#[test]
+fn the_model_toml_of_the_guide_is_read() {
+    let guide = include_str!("../../docs/MODEL.md");
+    let (_, rest) = guide.split_once("```toml\n").unwrap();
+    let (toml, _) = rest.split_once("```").unwrap();
+    let folder = tempfile::TempDir::new().unwrap();
+    for file in ["labels.txt", "train_counts.csv"] {
+        std::fs::copy(crate::app::icons30().join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("model.toml"), toml).unwrap();
+    let read = equipoise::registry::ModelDirectory::read(folder.path()).unwrap();
+    let shipped = equipoise::registry::ModelDirectory::read(&crate::app::icons30()).unwrap();
+    assert_eq!((read.name, read.preprocess, read.labels), (shipped.name, shipped.preprocess, shipped.labels));
+    assert_eq!(read.heads["tau"], shipped.heads["tau"]);
+    // What stands in comments is no other key either.
+    let uncommented =
+        toml.replace("# pre_crop", "pre_crop").replace("exif_orientation = \"ignore\"", "exif_orientation = \"apply\"");
+    std::fs::write(folder.path().join("model.toml"), uncommented).unwrap();
+    equipoise::registry::ModelDirectory::read(folder.path()).unwrap();
+}
