@@ -73,12 +73,16 @@ fn batcher(n_workers: usize, queue_capacity: usize, can_rebuild: bool) -> (Batch
     (batcher, ends)
 }
 
-/// An image of one pixel.
+/// An image of one pixel, as a BMP.
 fn image(red: u8) -> Inputs {
-    let mut png = Vec::new();
-    let pixel = image::RgbImage::from_pixel(1, 1, image::Rgb([red, 0, 0]));
-    pixel.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
-    Inputs::Images(vec![Bytes::from(png)])
+    let mut bmp = b"BM".to_vec();
+    let (n_bytes, offset) = (58, 54);
+    bmp.extend([n_bytes, 0, offset, 40, 1, 1].iter().flat_map(|word: &u32| word.to_le_bytes()));
+    let (planes, bits) = (1, 24);
+    bmp.extend([planes, bits].iter().flat_map(|half: &u16| half.to_le_bytes()));
+    bmp.extend([0; 24]);
+    bmp.extend([0, 0, red, 0]);
+    Inputs::Images(vec![Bytes::from(bmp)])
 }
 
 fn ask(batcher: &Batcher, red: u8) -> Result<Outputs, BatchError> {

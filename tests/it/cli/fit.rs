@@ -298,13 +298,13 @@ fn parameters_come_from_the_environment_one_a_line() {
 fn an_interrupt_ends_it_with_nothing_written() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (sets, output) = (sets(), path(&folder.path().join("h.safetensors")));
-    let arguments = icons_fit("crt", &sets, &output, &["--param", "epochs=2000"]);
+    let arguments = icons_fit("crt", &sets, &output, &["--param", "epochs=8000"]);
     let mut child =
         equipoise(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let mut line = String::new();
     let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
     stderr.read_line(&mut line).expect("a line");
-    assert!(line.starts_with("10 %, epoch 200 of 2000"), "{line}");
+    assert!(line.starts_with("10 %, epoch 800 of 8000"), "{line}");
     let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
     assert!(kill.success());
     assert!(!child.wait().expect("it ends").success());
