@@ -1,33 +1,22 @@
-//! The serving line against its own limit, in one run: images a second over HTTP beside a bare loop of the same decoder,
-//! resampler and session on the same number of threads; what several heads cost beside one; what a change of tau costs.
-//!
-//! ```text
-//! cargo bench --bench serving                                  icons30, its own test images
-//! EQUIPOISE_BENCH_MODEL=DIR cargo bench --bench serving        another model, with 500 x 375 JPEGs made here
-//! ```
-//!
-//! The load generator runs in this process, on the same cores. Rounds of both are interleaved, and the median round counts.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! HTTP beside the bare loop, with the load in this process, on the same cores; what several heads cost beside one; what a
+//! change of tau costs; requests beside a fit. Rounds of both are interleaved, and the median round counts.
 
-use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use clap::Parser;
 use equipoise::{
     config::{ServeOptions, cores},
-    heads::{HeadFile, TensorView, write_safetensors},
-    onnx::{self, Backbone, DeviceChoice, Scorer, ScorerSpec, SessionOptions},
-    preprocess::{DecodeLimits, Preprocessor},
+    heads::{TensorView, write_safetensors},
+    onnx,
     registry::ModelDirectory,
     server::Server,
+};
+
+use crate::{
+    bare::{Bare, bare_loop, one_by_one},
+    client::{Client, request},
+    images::{has_test_images, photo_jpegs, test_images},
+    rounds::{Round, http_loop, median, open_loop, quantile},
 };
 
 const N_ROUNDS: usize = 5;
@@ -41,13 +30,10 @@ struct Options {
     serve: ServeOptions,
 }
 
-fn main() {
-    // Cargo passes `--bench`; a filter is of no use here.
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/icons30");
-    let model = std::env::var_os("EQUIPOISE_BENCH_MODEL").map_or(shipped.clone(), PathBuf::from);
+pub(crate) fn run(model: &Path) {
     onnx::init(None).unwrap();
-    let directory = ModelDirectory::read(&model).unwrap();
-    let images = if model == shipped { test_images(&model) } else { photos() };
+    let directory = ModelDirectory::read(model).unwrap();
+    let images = if has_test_images(model) { test_images(model) } else { photo_jpegs() };
     let n_bytes: usize = images.iter().map(Vec::len).sum();
     println!(
         "model {}, {} images of {} bytes on average, {} cores",
@@ -61,7 +47,7 @@ fn main() {
     let arguments =
         ["bench", "--listen", "127.0.0.1:0", "--device", "cpu", "--state-dir"].map(std::ffi::OsString::from);
     let wide = wide_model();
-    let arguments = arguments.into_iter().chain([state.path().into(), model.clone().into(), wide.path().into()]);
+    let arguments = arguments.into_iter().chain([state.path().into(), model.into(), wide.path().into()]);
     let config = Options::parse_from(arguments).serve.with_file().unwrap().resolve().unwrap();
     let server = Arc::new(Server::new(config).unwrap());
     server.load().unwrap();
@@ -76,9 +62,10 @@ fn main() {
 
     let path = format!("/v1/models/{}/classify?top_k=5", directory.name);
     let requests: Vec<Vec<u8>> = images.iter().map(|image| request("POST", &path, "", image)).collect();
-    let alone = one_by_one(&directory, &images, address, &requests);
+    let mut lines: Vec<Bare> = (0..cores()).map(|_| Bare::load(&directory)).collect();
+    let alone = one_by_one(&mut lines[0], &images, address, &requests, ROUND * 5).sorted();
     println!("\n| one at a time | p50 ms | p90 ms |\n|---|---|---|");
-    for (name, latencies) in [("bare", &alone.bare), ("HTTP", &alone.http), ("HTTP less bare", &alone.added)] {
+    for (name, latencies) in [("bare", &alone.bare_ms), ("HTTP", &alone.http_ms), ("HTTP less bare", &alone.added_ms)] {
         println!("| {name} | {:.2} | {:.2} |", quantile(latencies, 0.5), quantile(latencies, 0.9));
     }
 
@@ -89,18 +76,18 @@ fn main() {
     for concurrency in [8, 32] {
         let (mut bare, mut http) = (Vec::new(), Vec::new());
         for _ in 0..N_ROUNDS {
-            bare.push(bare_loop(&directory, &images, concurrency.min(cores())));
-            http.push(http_loop(address, &requests, concurrency));
+            bare.push(bare_loop(&mut lines, &images, ROUND));
+            http.push(http_loop(address, &requests, concurrency, ROUND));
         }
-        let (bare, http) = (median(bare), median(http));
+        let (bare, http) = (Round::median(&bare), Round::median(&http));
         println!(
             "| {concurrency} | {:.0} | {:.2} | {:.0} | {:.2} | {:.2} | {:.2} |",
-            bare.rate,
-            bare.p50,
-            http.rate,
-            http.p50,
-            http.p99,
-            http.rate / bare.rate
+            bare.per_second,
+            bare.p50_ms,
+            http.per_second,
+            http.p50_ms,
+            http.p99_ms,
+            http.per_second / bare.per_second
         );
     }
 
@@ -112,11 +99,11 @@ fn main() {
     for concurrency in [1, 8] {
         let (mut one, mut several) = (Vec::new(), Vec::new());
         for _ in 0..N_ROUNDS {
-            one.push(http_loop(address, &requests, concurrency));
-            several.push(http_loop(address, &of_all, concurrency));
+            one.push(http_loop(address, &requests, concurrency, ROUND).p50_ms);
+            several.push(http_loop(address, &of_all, concurrency, ROUND).p50_ms);
         }
         let (one, several) = (median(one), median(several));
-        println!("| {concurrency} | {:.3} | {:.3} | {:.2} |", one.p50, several.p50, several.p50 / one.p50);
+        println!("| {concurrency} | {one:.3} | {several:.3} | {:.2} |", several / one);
     }
 
     let authorization = format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", token.trim());
@@ -128,8 +115,9 @@ fn main() {
                 request("PATCH", &path, &authorization, format!("{{\"tau\": {}}}", f64::from(step) / 10.0).as_bytes())
             })
             .collect();
-        let patched = median((0..N_ROUNDS).map(|_| http_loop(address, &patches, 1)).collect());
-        println!("| {model} | {:.2} | {:.2} |", patched.p50, patched.p99);
+        let rounds: Vec<Round> = (0..N_ROUNDS).map(|_| http_loop(address, &patches, 1, ROUND)).collect();
+        let patched = Round::median(&rounds);
+        println!("| {model} | {:.2} | {:.2} |", patched.p50_ms, patched.p99_ms);
     }
     beside_a_fit(&server, address, &directory.name, &requests, &authorization);
 }
@@ -151,232 +139,26 @@ fn beside_a_fit(server: &Server, address: SocketAddr, model: &str, requests: &[V
     write_safetensors(&mut file, &std::collections::BTreeMap::new(), &tensors.into()).unwrap();
     let admin = format!("/admin/v1/models/{model}");
     let octets = authorization.replace("application/json", "application/octet-stream");
-    let mut client = Client::connect(address);
+    let mut client = Client::connect(address).unwrap();
     let id =
-        |answer: &str| serde_json::from_str::<serde_json::Value>(answer).unwrap()["id"].as_str().unwrap().to_owned();
-    let set = id(&client.send(&request("POST", &format!("{admin}/feature-sets?name=bench"), &octets, &file)));
-    let rate = http_loop(address, requests, 8).rate / 2.0;
-    let alone: Vec<Round> = (0..3).map(|_| open_loop(address, requests, rate)).collect();
+        |answer: &[u8]| serde_json::from_slice::<serde_json::Value>(answer).unwrap()["id"].as_str().unwrap().to_owned();
+    let upload = request("POST", &format!("{admin}/feature-sets?name=bench"), &octets, &file);
+    let set = id(client.send(&upload).unwrap());
+    let rate = http_loop(address, requests, 8, ROUND).per_second / 2.0;
+    let rounds = || (0..3).map(|_| open_loop(address, requests, rate, ROUND * 2)).collect::<Vec<_>>();
+    let alone = Round::median(&rounds());
     let body = format!(
         "{{\"method\": \"crt\", \"feature_set\": \"{set}\", \"head\": \"bench\", \"params\": {{\"epochs\": 100000}}}}"
     );
-    let fit = id(&client.send(&request("POST", &format!("{admin}/fits"), authorization, body.as_bytes())));
+    let start = request("POST", &format!("{admin}/fits"), authorization, body.as_bytes());
+    let fit = id(client.send(&start).unwrap());
     std::thread::sleep(Duration::from_secs(1));
-    let beside: Vec<Round> = (0..3).map(|_| open_loop(address, requests, rate)).collect();
-    client.send(&request("DELETE", &format!("{admin}/fits/{fit}"), authorization, b""));
-    let (alone, beside) = (median(alone), median(beside));
+    let beside = Round::median(&rounds());
+    client.send(&request("DELETE", &format!("{admin}/fits/{fit}"), authorization, b"")).unwrap();
     println!("\n| at {rate:.0} requests/s | p50 ms | p99 ms |\n|---|---|---|");
-    println!("| alone | {:.2} | {:.2} |", alone.p50, alone.p99);
-    println!("| beside a cRT fit | {:.2} | {:.2} |", beside.p50, beside.p99);
-    println!("| ratio | {:.2} | {:.2} |", beside.p50 / alone.p50, beside.p99 / alone.p99);
-}
-
-/// Sends requests at a fixed rate for a round, over as many connections as it takes.
-fn open_loop(address: SocketAddr, requests: &[Vec<u8>], rate: f64) -> Round {
-    let (next, start) = (AtomicUsize::new(0), Instant::now());
-    let n_total = (rate * 2.0 * ROUND.as_secs_f64()) as usize;
-    let latencies = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..16)
-            .map(|_| {
-                scope.spawn(|| {
-                    let (mut client, mut latencies) = (Client::connect(address), Vec::new());
-                    loop {
-                        let item = next.fetch_add(1, Ordering::Relaxed);
-                        if item >= n_total {
-                            return latencies;
-                        }
-                        let due = start + Duration::from_secs_f64(item as f64 / rate);
-                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                        client.send(&requests[item % requests.len()]);
-                        latencies.push(due.elapsed().as_secs_f64() * 1e3);
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<f64>>()
-    });
-    Round::new(latencies, start.elapsed())
-}
-
-/// What one round measured.
-#[derive(Clone, Copy)]
-struct Round {
-    rate: f64,
-    p50: f64,
-    p99: f64,
-}
-
-impl Round {
-    fn new(mut latencies_ms: Vec<f64>, elapsed: Duration) -> Self {
-        latencies_ms.sort_by(f64::total_cmp);
-        let rate = latencies_ms.len() as f64 / elapsed.as_secs_f64();
-        Self { rate, p50: quantile(&latencies_ms, 0.5), p99: quantile(&latencies_ms, 0.99) }
-    }
-}
-
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * q) as usize]
-}
-
-fn median(mut rounds: Vec<Round>) -> Round {
-    rounds.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-    rounds[rounds.len() / 2]
-}
-
-/// Runs `work` on `n_threads` threads for a round; each call gets the number of an item.
-fn closed_loop<W: FnMut(usize)>(n_threads: usize, make: impl Fn() -> W + Sync) -> Round {
-    let next = AtomicUsize::new(0);
-    let start = Instant::now();
-    let latencies = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..n_threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut work = make();
-                    let mut latencies = Vec::new();
-                    while start.elapsed() < ROUND {
-                        let begin = Instant::now();
-                        work(next.fetch_add(1, Ordering::Relaxed));
-                        latencies.push(begin.elapsed().as_secs_f64() * 1e3);
-                    }
-                    latencies
-                })
-            })
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<f64>>()
-    });
-    Round::new(latencies, start.elapsed())
-}
-
-/// Decode, resample and run to the raw scores, and nothing else: no softmax, no queue, no HTTP.
-struct Bare {
-    session: Backbone,
-    head: Scorer,
-    preprocessor: Preprocessor,
-    height: usize,
-    width: usize,
-}
-
-impl Bare {
-    fn load(directory: &ModelDirectory) -> Self {
-        let options = SessionOptions { device: DeviceChoice::Cpu, threads: 1, cuda_memory_limit_bytes: None };
-        let preprocessor = Preprocessor::new(directory.preprocess.clone(), DecodeLimits::default()).unwrap();
-        let (height, width) = preprocessor.output_size().unwrap();
-        let mut session = Backbone::load_file(&directory.backbone, &options).unwrap();
-        session.warm_up(&[1], height, width).unwrap();
-        let joint = std::fs::read(directory.path.join("heads/joint.safetensors")).unwrap();
-        let joint = HeadFile::parse(&joint).unwrap().head;
-        let head = Scorer::build(&ScorerSpec::of(joint.weights()), &options).unwrap();
-        Self { session, head, preprocessor, height, width }
-    }
-
-    fn run(&mut self, image: &[u8]) {
-        let tensor = self.preprocessor.run(image).unwrap();
-        let features = self.session.run(&tensor.pixels, 1, self.height, self.width).unwrap();
-        self.head.run(&features).unwrap();
-    }
-}
-
-struct Client {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: vec![0; 1 << 16] }
-    }
-
-    /// Sends a request and gives back the body of the answer.
-    fn send(&mut self, request: &[u8]) -> String {
-        self.stream.write_all(request).unwrap();
-        read_answer(&mut self.stream, &mut self.buffer)
-    }
-}
-
-/// Latencies in milliseconds, sorted.
-struct OneByOne {
-    bare: Vec<f64>,
-    http: Vec<f64>,
-    added: Vec<f64>,
-}
-
-/// Each image bare and then over HTTP, one after the other, so that both see the same machine: on a shared host the speed
-/// of a core drifts by a quarter within a second, far more than what is to be measured.
-fn one_by_one(directory: &ModelDirectory, images: &[Vec<u8>], address: SocketAddr, requests: &[Vec<u8>]) -> OneByOne {
-    let (mut bare, mut client) = (Bare::load(directory), Client::connect(address));
-    let timed = |work: &mut dyn FnMut()| {
-        let begin = Instant::now();
-        work();
-        begin.elapsed().as_secs_f64() * 1e3
-    };
-    let mut result = OneByOne { bare: Vec::new(), http: Vec::new(), added: Vec::new() };
-    let start = Instant::now();
-    for item in (0..images.len()).cycle() {
-        if start.elapsed() > ROUND * 5 {
-            break;
-        }
-        let alone = timed(&mut || bare.run(&images[item]));
-        let served = timed(&mut || _ = client.send(&requests[item]));
-        result.bare.push(alone);
-        result.http.push(served);
-        result.added.push(served - alone);
-    }
-    for latencies in [&mut result.bare, &mut result.http, &mut result.added] {
-        latencies.sort_by(f64::total_cmp);
-    }
-    result
-}
-
-fn bare_loop(directory: &ModelDirectory, images: &[Vec<u8>], n_threads: usize) -> Round {
-    let sessions: Vec<_> = (0..n_threads).map(|_| Bare::load(directory)).collect();
-    let sessions = std::sync::Mutex::new(sessions);
-    closed_loop(n_threads, || {
-        let mut bare = sessions.lock().unwrap().pop().unwrap();
-        move |item| bare.run(&images[item % images.len()])
-    })
-}
-
-fn http_loop(address: SocketAddr, requests: &[Vec<u8>], concurrency: usize) -> Round {
-    closed_loop(concurrency, || {
-        let mut client = Client::connect(address);
-        move |item| _ = client.send(&requests[item % requests.len()])
-    })
-}
-
-fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let mut request =
-        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len())
-            .into_bytes();
-    request.extend_from_slice(body);
-    request
-}
-
-/// Reads one answer, checks that it is a success, and gives back its body.
-fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> String {
-    let mut length = 0;
-    loop {
-        if length == buffer.len() {
-            buffer.resize(length * 2, 0);
-        }
-        let n = stream.read(&mut buffer[length..]).unwrap();
-        assert!(n > 0, "the server closed the connection");
-        length += n;
-        let Some(end) = buffer[..length].windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let head = std::str::from_utf8(&buffer[..end]).unwrap();
-        let n_body: usize = head
-            .lines()
-            .find_map(|line| {
-                line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse().unwrap())
-            })
-            .unwrap();
-        if length >= end + 4 + n_body {
-            let body = String::from_utf8_lossy(&buffer[end + 4..length]);
-            assert!(head.starts_with("HTTP/1.1 2"), "{head}\n{body}");
-            return body.into_owned();
-        }
-    }
+    println!("| alone | {:.2} | {:.2} |", alone.p50_ms, alone.p99_ms);
+    println!("| beside a cRT fit | {:.2} | {:.2} |", beside.p50_ms, beside.p99_ms);
+    println!("| ratio | {:.2} | {:.2} |", beside.p50_ms / alone.p50_ms, beside.p99_ms / alone.p99_ms);
 }
 
 /// A model directory with 2048 features and 8142 classes: what a change of tau costs does not depend on the backbone.
@@ -408,33 +190,4 @@ fn wide_model() -> tempfile::TempDir {
     write_safetensors(&mut head, &metadata, &tensors).unwrap();
     std::fs::write(directory.path().join("heads/joint.safetensors"), head).unwrap();
     directory
-}
-
-fn test_images(model: &Path) -> Vec<Vec<u8>> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(model.join("test"))
-        .unwrap()
-        .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
-        .map(|file| file.unwrap().path())
-        .collect();
-    files.sort();
-    files.iter().step_by(9).map(|file| std::fs::read(file).unwrap()).collect()
-}
-
-/// JPEGs of 500 x 375 with structure at every scale, so that decoding costs what it costs on a photo.
-fn photos() -> Vec<Vec<u8>> {
-    (0..16u32)
-        .map(|seed| {
-            let mut noise = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-            let picture = image::RgbImage::from_fn(500, 375, |x, y| {
-                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let (x, y, s) = (x as f32, y as f32, seed as f32 + 1.0);
-                let wave =
-                    |k: f32| 127.0 + 60.0 * ((x / (k * s)).sin() + (y / k).cos()) + (noise >> 29) as f32 * 4.0 - 14.0;
-                image::Rgb([wave(7.0) as u8, wave(19.0) as u8, wave(53.0) as u8])
-            });
-            let mut bytes = Vec::new();
-            image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90).encode_image(&picture).unwrap();
-            bytes
-        })
-        .collect()
 }
