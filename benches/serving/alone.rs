@@ -63,7 +63,7 @@ pub(crate) fn run(model: &Path) {
     let path = format!("/v1/models/{}/classify?top_k=5", directory.name);
     let requests: Vec<Vec<u8>> = images.iter().map(|image| request("POST", &path, "", image)).collect();
     let mut lines: Vec<Bare> = (0..cores()).map(|_| Bare::load(&directory)).collect();
-    let alone = one_by_one(&mut lines[0], &images, address, &requests, ROUND * 5).sorted();
+    let alone = one_by_one(&mut lines[0], &images, address, &requests, ROUND * 5).unwrap().sorted();
     println!("\n| one at a time | p50 ms | p90 ms |\n|---|---|---|");
     for (name, latencies) in [("bare", &alone.bare_ms), ("HTTP", &alone.http_ms), ("HTTP less bare", &alone.added_ms)] {
         println!("| {name} | {:.2} | {:.2} |", quantile(latencies, 0.5), quantile(latencies, 0.9));
@@ -77,7 +77,7 @@ pub(crate) fn run(model: &Path) {
         let (mut bare, mut http) = (Vec::new(), Vec::new());
         for _ in 0..N_ROUNDS {
             bare.push(bare_loop(&mut lines, &images, ROUND));
-            http.push(http_loop(address, &requests, concurrency, ROUND));
+            http.push(http_loop(address, &requests, concurrency, ROUND).unwrap());
         }
         let (bare, http) = (Round::median(&bare), Round::median(&http));
         println!(
@@ -99,8 +99,8 @@ pub(crate) fn run(model: &Path) {
     for concurrency in [1, 8] {
         let (mut one, mut several) = (Vec::new(), Vec::new());
         for _ in 0..N_ROUNDS {
-            one.push(http_loop(address, &requests, concurrency, ROUND).p50_ms);
-            several.push(http_loop(address, &of_all, concurrency, ROUND).p50_ms);
+            one.push(http_loop(address, &requests, concurrency, ROUND).unwrap().p50_ms);
+            several.push(http_loop(address, &of_all, concurrency, ROUND).unwrap().p50_ms);
         }
         let (one, several) = (median(one), median(several));
         println!("| {concurrency} | {one:.3} | {several:.3} | {:.2} |", several / one);
@@ -115,7 +115,7 @@ pub(crate) fn run(model: &Path) {
                 request("PATCH", &path, &authorization, format!("{{\"tau\": {}}}", f64::from(step) / 10.0).as_bytes())
             })
             .collect();
-        let rounds: Vec<Round> = (0..N_ROUNDS).map(|_| http_loop(address, &patches, 1, ROUND)).collect();
+        let rounds: Vec<Round> = (0..N_ROUNDS).map(|_| http_loop(address, &patches, 1, ROUND).unwrap()).collect();
         let patched = Round::median(&rounds);
         println!("| {model} | {:.2} | {:.2} |", patched.p50_ms, patched.p99_ms);
     }
@@ -144,8 +144,8 @@ fn beside_a_fit(server: &Server, address: SocketAddr, model: &str, requests: &[V
         |answer: &[u8]| serde_json::from_slice::<serde_json::Value>(answer).unwrap()["id"].as_str().unwrap().to_owned();
     let upload = request("POST", &format!("{admin}/feature-sets?name=bench"), &octets, &file);
     let set = id(client.send(&upload).unwrap());
-    let rate = http_loop(address, requests, 8, ROUND).per_second / 2.0;
-    let rounds = || (0..3).map(|_| open_loop(address, requests, rate, ROUND * 2)).collect::<Vec<_>>();
+    let rate = http_loop(address, requests, 8, ROUND).unwrap().per_second / 2.0;
+    let rounds = || (0..3).map(|_| open_loop(address, requests, rate, ROUND * 2).unwrap()).collect::<Vec<_>>();
     let alone = Round::median(&rounds());
     let body = format!(
         "{{\"method\": \"crt\", \"feature_set\": \"{set}\", \"head\": \"bench\", \"params\": {{\"epochs\": 100000}}}}"

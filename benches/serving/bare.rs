@@ -1,6 +1,7 @@
 //! The limit: the same decoder, resampler, session and product of the head as the server's, in a loop.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::Mutex,
     time::{Duration, Instant},
@@ -53,8 +54,12 @@ pub(crate) fn bare_loop(lines: &mut [Bare], images: &[Vec<u8>], duration: Durati
     let lines = Mutex::new(lines.iter_mut().collect::<Vec<_>>());
     closed_loop(n_threads, duration, || {
         let bare = lines.lock().unwrap().pop().unwrap();
-        |item| bare.run(&images[item % images.len()])
+        Ok(|item: usize| {
+            bare.run(&images[item % images.len()]);
+            Ok(())
+        })
     })
+    .unwrap()
 }
 
 /// Latencies of the same images, in the same order.
@@ -84,23 +89,22 @@ pub(crate) fn one_by_one(
     address: SocketAddr,
     requests: &[Vec<u8>],
     duration: Duration,
-) -> OneByOne {
-    let mut client = Client::connect(address).unwrap();
-    let timed_ms = |work: &mut dyn FnMut()| {
-        let begin = Instant::now();
-        work();
-        begin.elapsed().as_secs_f64() * 1e3
-    };
+) -> io::Result<OneByOne> {
+    let mut client = Client::connect(address)?;
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
     let (mut result, start) = (OneByOne::default(), Instant::now());
     for item in (0..images.len()).cycle() {
         if start.elapsed() > duration {
             break;
         }
-        let alone = timed_ms(&mut || bare.run(&images[item]));
-        let served = timed_ms(&mut || _ = client.send(&requests[item]).unwrap());
+        let begin = Instant::now();
+        bare.run(&images[item]);
+        let between = Instant::now();
+        client.send(&requests[item])?;
+        let (alone, served) = (ms(between - begin), ms(between.elapsed()));
         result.bare_ms.push(alone);
         result.http_ms.push(served);
         result.added_ms.push(served - alone);
     }
-    result
+    Ok(result)
 }

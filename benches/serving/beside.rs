@@ -5,6 +5,7 @@
 //! to warm up, the load. Rounds of all servers are interleaved, each time with another one first, and the median counts.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +16,7 @@ use equipoise::{config::cores, onnx, registry::ModelDirectory};
 use crate::{
     bare::{Bare, bare_loop, one_by_one},
     images::{Images, has_test_images},
-    memory::{own_cpu_seconds, resident_bytes},
+    memory::{core_seconds, own_core_seconds, resident_bytes},
     plot,
     report::{Closed, Comparison, Measured, Open, beside_the_best_peer, print},
     rounds::{Round, http_loop, median, open_loop},
@@ -82,11 +83,13 @@ pub(crate) fn run(options: &BesideOptions) {
         let file = options.plots.join(format!("bench-serving-{}.svg", comparison.model));
         std::fs::write(&file, plot::svg(&comparison)).unwrap();
         eprintln!("wrote {}", file.display());
+        if !options.json {
+            print(&comparison);
+        }
         comparisons.push(comparison);
     }
-    match options.json {
-        true => println!("{}", serde_json::to_string_pretty(&comparisons).unwrap()),
-        false => comparisons.iter().for_each(print),
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&comparisons).unwrap());
     }
 }
 
@@ -163,9 +166,9 @@ impl Field {
                 difference = difference.max(same_answers(server, &of_jpegs, &jpegs, JPEG_TOLERANCE));
             }
             let requests: Vec<_> = self.images.jpegs.iter().map(|image| process.request(image)).collect();
-            http_loop(process.address, &requests, 32, self.round);
-            process.halt();
-            self.servers.push(Entrant { process, requests });
+            let entrant = Entrant { process, requests };
+            entrant.running(|| http_loop(entrant.process.address, &entrant.requests, 32, self.round));
+            self.servers.push(entrant);
         }
         difference
     }
@@ -187,26 +190,25 @@ impl Field {
     fn closed(&self, concurrency: usize, lines: &mut [Bare]) -> Vec<Closed> {
         let n_lines = concurrency.min(lines.len());
         let rounds = self.in_turn(|server, _| {
+            let own_before = own_core_seconds();
             let bare = bare_loop(&mut lines[..n_lines], &self.images.jpegs, self.round / 2);
+            let bare_seconds = own_core_seconds() - own_before;
             server.running(|| {
-                let cpu_before = own_cpu_seconds();
-                let load = http_loop(server.process.address, &server.requests, concurrency, self.round);
-                let client_s = (own_cpu_seconds() - cpu_before) / (load.per_second * self.round.as_secs_f64());
-                (bare, load, client_s)
+                let group = server.process.group();
+                let (before, own_before) = (core_seconds(group), own_core_seconds());
+                let load = http_loop(server.process.address, &server.requests, concurrency, self.round)?;
+                Ok(Closed {
+                    concurrency,
+                    load,
+                    core_ms: (core_seconds(group) - before) / load.requests * 1e3,
+                    bare,
+                    bare_core_ms: bare_seconds / bare.requests * 1e3,
+                    of_limit: load.per_second / bare.per_second,
+                    client_core_us: (own_core_seconds() - own_before) / load.requests * 1e6,
+                })
             })
         });
-        let of_server = |rounds: Vec<(Round, Round, f64)>| {
-            let (bare, load): (Vec<Round>, Vec<Round>) = rounds.iter().map(|(bare, load, _)| (*bare, *load)).unzip();
-            let ratios = rounds.iter().map(|(bare, load, _)| load.per_second / bare.per_second);
-            Closed {
-                concurrency,
-                load: Round::median(&load),
-                bare: Round::median(&bare),
-                of_limit: median(ratios.collect()),
-                client_us: median(rounds.iter().map(|(.., client_s)| client_s * 1e6).collect()),
-            }
-        };
-        rounds.into_iter().map(of_server).collect()
+        rounds.into_iter().map(|rounds| Closed::median(&rounds)).collect()
     }
 
     /// Requests at a fixed rate for each server.
@@ -227,20 +229,19 @@ impl Field {
         let images = &self.images.jpegs;
         let rounds = self.in_turn(|server, _| {
             let address = server.process.address;
-            server.running(|| one_by_one(line, images, address, &server.requests, self.round / 2).added_ms)
+            server.running(|| one_by_one(line, images, address, &server.requests, self.round / 2)).added_ms
         });
         rounds.into_iter().map(|rounds| median(rounds.concat())).collect()
     }
 }
 
 impl Entrant {
-    /// Runs `load` while the server is not halted.
-    fn running<T>(&self, load: impl FnOnce() -> T) -> T {
+    /// Runs `load` while the server is not halted. A request that fails ends the comparison.
+    fn running<T>(&self, load: impl FnOnce() -> io::Result<T>) -> T {
         self.process.resume();
-        http_loop(self.process.address, &self.requests, cores(), WARM_UP);
-        let result = load();
+        let result = http_loop(self.process.address, &self.requests, cores(), WARM_UP).and_then(|_| load());
         self.process.halt();
-        result
+        result.unwrap_or_else(|error| panic!("{}: {error}", self.process.server.name()))
     }
 }
 

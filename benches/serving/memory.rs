@@ -25,24 +25,34 @@ pub(crate) fn resident_bytes(group: u32) -> u64 {
     anonymous + files.values().sum::<u64>()
 }
 
-/// Time that this process has spent on the cores, in seconds.
-pub(crate) fn own_cpu_seconds() -> f64 {
+/// Time that a process group has spent on the cores, in seconds.
+pub(crate) fn core_seconds(group: u32) -> f64 {
+    processes_of(group).into_iter().map(core_seconds_of).sum()
+}
+
+/// The same of this process.
+pub(crate) fn own_core_seconds() -> f64 {
+    core_seconds_of(std::process::id())
+}
+
+fn core_seconds_of(pid: u32) -> f64 {
     const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // User and system time are fields 14 and 15; the name, field 2, may have spaces.
-    let fields = stat[stat.rfind(')').unwrap() + 2..].split(' ').skip(11).take(2);
-    fields.map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / TICKS_PER_SECOND
+    // User and system time.
+    stat(pid).iter().skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / TICKS_PER_SECOND
 }
 
 fn processes_of(group: u32) -> Vec<u32> {
-    let is_of_it = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // After the name in parentheses: state, parent, group.
-        let fields = stat.rfind(')').map_or("", |end| &stat[end + 1..]);
-        fields.split_whitespace().nth(2).and_then(|field| field.parse().ok()) == Some(group)
-    };
+    let is_of_it = |pid: &u32| stat(*pid).get(2).is_some_and(|field| *field == group.to_string());
     let entries = std::fs::read_dir("/proc").unwrap();
     entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).filter(is_of_it).collect()
+}
+
+/// The fields of `/proc/PID/stat` after the name in parentheses: state, parent, group and so on. None if it has ended.
+fn stat(pid: u32) -> Vec<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may have spaces and parentheses of its own.
+    let fields = stat.rfind(')').map_or("", |end| &stat[end + 1..]);
+    fields.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Device and inode of each file that is mapped, and how much of it is resident, without the pages that were written to.

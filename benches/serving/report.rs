@@ -4,7 +4,10 @@ use std::iter;
 
 use serde::Serialize;
 
-use crate::{rounds::Round, servers::Server};
+use crate::{
+    rounds::{Round, median},
+    servers::Server,
+};
 
 /// One model on all servers; equipoise is the first of them.
 #[derive(Serialize)]
@@ -47,12 +50,32 @@ impl Measured {
 pub(crate) struct Closed {
     pub(crate) concurrency: usize,
     pub(crate) load: Round,
-    /// The limit, just before each round.
+    /// What the server took of the cores for each image, which other programs beside it hardly change.
+    pub(crate) core_ms: f64,
+    /// The limit, just before the round.
     pub(crate) bare: Round,
-    /// Median of the rounds' own ratios.
+    pub(crate) bare_core_ms: f64,
+    /// The round beside its own limit.
     pub(crate) of_limit: f64,
-    /// What the load generator took of the cores, for each request.
-    pub(crate) client_us: f64,
+    /// What the load generator took.
+    pub(crate) client_core_us: f64,
+}
+
+impl Closed {
+    /// The median of each figure on its own.
+    pub(crate) fn median(rounds: &[Self]) -> Self {
+        let of = |figure: fn(&Self) -> f64| median(rounds.iter().map(figure).collect());
+        let of_rounds = |round: fn(&Self) -> Round| Round::median(&rounds.iter().map(round).collect::<Vec<_>>());
+        Self {
+            concurrency: rounds[0].concurrency,
+            load: of_rounds(|closed| closed.load),
+            core_ms: of(|closed| closed.core_ms),
+            bare: of_rounds(|closed| closed.bare),
+            bare_core_ms: of(|closed| closed.bare_core_ms),
+            of_limit: of(|closed| closed.of_limit),
+            client_core_us: of(|closed| closed.client_core_us),
+        }
+    }
 }
 
 /// Requests that arrive at a fixed rate.
@@ -104,14 +127,16 @@ pub(crate) fn print(comparison: &Comparison) {
          the same pixels; with each its own JPEG decoder the top probabilities differed by at most {jpeg_difference:.4}.\n"
     );
     println!(
-        "| connections | server | images/s | of the limit | p50 ms | p95 ms | p99 ms |\n|---|---|---|---|---|---|---|"
+        "| connections | server | images/s | of the limit | p50 ms | p95 ms | p99 ms | core ms per image |\n\
+         |---|---|---|---|---|---|---|---|"
     );
     for (index, ours) in servers[0].closed.iter().enumerate() {
         let loads = servers.iter().map(|server| (server.server.name(), &server.closed[index]));
-        let rows = loads.map(|(name, closed)| (name, closed.load, closed.of_limit));
-        for (name, load, of_limit) in iter::once(("bare loop", ours.bare, 1.0)).chain(rows) {
+        let rows = loads.map(|(name, closed)| (name, closed.load, closed.of_limit, closed.core_ms));
+        for (name, load, of_limit, core_ms) in iter::once(("bare loop", ours.bare, 1.0, ours.bare_core_ms)).chain(rows)
+        {
             println!(
-                "| {} | {name} | {:.0} | {of_limit:.2} | {} |",
+                "| {} | {name} | {:.0} | {of_limit:.2} | {} | {core_ms:.2} |",
                 ours.concurrency,
                 load.per_second,
                 latencies(&load)
@@ -138,7 +163,7 @@ pub(crate) fn print(comparison: &Comparison) {
     for Ratio { what, ratio, best_peer } in &comparison.beside_the_best_peer {
         println!("| {what} | {ratio:.2} | {} |", best_peer.name());
     }
-    let client: Vec<String> = servers[0].closed.iter().map(|closed| format!("{:.0}", closed.client_us)).collect();
+    let client: Vec<String> = servers[0].closed.iter().map(|closed| format!("{:.0}", closed.client_core_us)).collect();
     println!("\nThe load generator took {} us of a core for each request to equipoise.", client.join(", "));
 }
 

@@ -84,7 +84,8 @@ impl Server {
             }
             Self::Mosec => {
                 command.arg(peers.join("mosec_server.py")).args(["--address=127.0.0.1", "--log-level=warning"]);
-                command.arg(format!("--port={port}"));
+                // Thirty seconds for a request, as the others have it; its own three are few on a busy machine.
+                command.arg(format!("--port={port}")).arg("--timeout=30000");
             }
         }
         command.env("EQUIPOISE_BENCH_MODEL", &setting.model).env("TMPDIR", folder);
@@ -199,6 +200,7 @@ pub(crate) fn end_with_ctrl_c() {
 }
 
 fn signal(group: u32, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg("--").arg(format!("-{group}")).status().unwrap();
-    assert!(status.success() || name == "KILL", "cannot send {name} to the group {group}");
+    let output = Command::new("kill").arg(format!("-{name}")).arg("--").arg(format!("-{group}")).output().unwrap();
+    // What is to be ended may have ended.
+    assert!(output.status.success() || name == "KILL", "cannot send {name} to the group {group}");
 }

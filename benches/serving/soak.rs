@@ -49,7 +49,7 @@ pub(crate) fn run(options: &BesideOptions) {
 
 fn soak(model: String, process: &ServerProcess, images: &[Vec<u8>], n_requests: usize) -> Soak {
     let requests: Vec<_> = images.iter().map(|image| process.request(image)).collect();
-    let send = |n| http_requests(process.address, &requests, N_CONNECTIONS, n);
+    let send = |n| http_requests(process.address, &requests, N_CONNECTIONS, n).unwrap();
     send((n_requests as f64 * WARM_UP) as usize + N_CONNECTIONS);
     let resident = || resident_bytes(process.group()) as f64;
     let n_each = n_requests.div_ceil(N_SAMPLES);
