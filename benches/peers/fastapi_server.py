@@ -21,7 +21,7 @@ class Answer(BaseModel):
 
 
 # What computes is better not `async`, says the documentation, so that it runs on a thread beside the others. Here there is
-# nothing that could run meanwhile, and the threads cost a third of the throughput.
+# nothing that could run meanwhile, and the threads cost a quarter of the throughput.
 @app.post("/classify")
 async def classify(body: Annotated[bytes, Body(media_type="image/jpeg")]) -> Answer:
     return classifier.predict(classifier.decode(body)[None])[0]
