@@ -14,10 +14,10 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit fuzz clean
+.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit bench-serving bench-lite0 fuzz clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: ort ## Build a release and serve the model in models/ on http://127.0.0.1:8000 (ARGS="..." adds flags)
 	$(CARGO) run --release --locked -- serve $(ARGS)
@@ -55,6 +55,27 @@ $(BENCH_FIT_VENV)/ready: benches/fit_requirements.txt
 	$(PYTHON) -m venv $(BENCH_FIT_VENV)
 	$(BENCH_FIT_VENV)/bin/pip install --quiet --requirement benches/fit_requirements.txt
 	touch $@
+
+BENCH_SERVING = .work/bench-serving
+# A directory with EfficientNet-Lite0, for bench-serving to take in too.
+BENCH_LITE0 ?= $(wildcard $(BENCH_SERVING)/lite0)
+
+bench-serving: ort $(BENCH_SERVING)/.venv/ready ## Compare with FastAPI, LitServe and mosec on this machine's CPU (7 minutes; ARGS="--json" or "--requests N")
+	$(CARGO) bench --locked --bench serving -- beside --python $(BENCH_SERVING)/.venv/bin/python \
+		--model models/icons30 $(addprefix --model ,$(BENCH_LITE0)) $(ARGS)
+
+$(BENCH_SERVING)/.venv/ready: benches/peers/requirements.txt
+	$(PYTHON) -m venv $(BENCH_SERVING)/.venv
+	$(BENCH_SERVING)/.venv/bin/pip install --quiet --requirement benches/peers/requirements.txt
+	touch $@
+
+bench-lite0: ort ## Make EfficientNet-Lite0 for the next bench-serving, which then takes 10 minutes more (torch: 6 GB of disk)
+	$(PYTHON) -m venv $(BENCH_SERVING)/.venv-lite0
+	$(BENCH_SERVING)/.venv-lite0/bin/pip install --quiet --requirement benches/efficientnet_lite0/requirements.txt
+	$(BENCH_SERVING)/.venv-lite0/bin/python benches/efficientnet_lite0/export.py $(BENCH_SERVING)/lite0.onnx
+	rm -rf $(BENCH_SERVING)/lite0
+	$(CARGO) run --release --locked -- import $(BENCH_SERVING)/lite0.onnx -o $(BENCH_SERVING)/lite0 --name lite0 \
+		--pre-crop 0.875 --resize 224,224 --interpolation bicubic --mean 0.498,0.498,0.498 --std 0.502,0.502,0.502
 
 FUZZ ?= image
 FUZZ_SECONDS ?= 600
