@@ -5,11 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use arc_swap::{ArcSwap, Guard};
-
 use crate::{
     files::{FileUnreadable, read},
     heads::Digest,
+    sync::Snapshot,
 };
 
 /// What a look at the files has brought.
@@ -34,7 +33,7 @@ pub type Make<T, E> = fn(&[PathBuf], &[Vec<u8>]) -> Result<T, E>;
 pub struct Reloaded<T, E> {
     paths: Vec<PathBuf>,
     make: Make<T, E>,
-    current: ArcSwap<T>,
+    current: Snapshot<T>,
     /// What the files said when they were looked at last, and whether that is in use.
     seen: Mutex<(Option<Digest>, bool)>,
 }
@@ -46,12 +45,12 @@ impl<T, E: From<FileUnreadable>> Reloaded<T, E> {
     /// If a file cannot be read, or `make` does not take it.
     pub fn open(paths: Vec<PathBuf>, make: Make<T, E>) -> Result<Self, E> {
         let contents = read_all(&paths)?;
-        let current = ArcSwap::from_pointee(make(&paths, &contents)?);
+        let current = Snapshot::new(make(&paths, &contents)?);
         Ok(Self { paths, make, current, seen: Mutex::new((Some(digest(&contents)), true)) })
     }
 
     /// What is in use.
-    pub fn get(&self) -> Guard<Arc<T>> {
+    pub fn get(&self) -> Arc<T> {
         self.current.load()
     }
 
@@ -115,16 +114,16 @@ mod tests {
         assert!(open().is_err());
         std::fs::write(&path, "1").unwrap();
         let file = open().unwrap();
-        assert!(matches!(file.look(), Look::Unchanged) && **file.get() == 1 && file.is_current());
+        assert!(matches!(file.look(), Look::Unchanged) && *file.get() == 1 && file.is_current());
         std::fs::write(&path, "2").unwrap();
-        assert!(matches!(file.look(), Look::Renewed) && **file.get() == 2 && file.is_current());
+        assert!(matches!(file.look(), Look::Renewed) && *file.get() == 2 && file.is_current());
         std::fs::write(&path, "x").unwrap();
-        assert!(matches!(file.look(), Look::Failed(_)) && **file.get() == 2 && !file.is_current());
+        assert!(matches!(file.look(), Look::Failed(_)) && *file.get() == 2 && !file.is_current());
         assert!(matches!(file.look(), Look::Unchanged) && !file.is_current());
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(file.look(), Look::Failed(_)) && **file.get() == 2);
+        assert!(matches!(file.look(), Look::Failed(_)) && *file.get() == 2);
         assert!(matches!(file.look(), Look::Unchanged));
         std::fs::write(&path, "2").unwrap();
-        assert!(matches!(file.look(), Look::Renewed) && **file.get() == 2 && file.is_current());
+        assert!(matches!(file.look(), Look::Renewed) && *file.get() == 2 && file.is_current());
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     metrics::Metrics,
     onnx::{Features, OnnxError},
     preprocess::{DecodeLimits, Preprocessor},
+    sync::in_many_orders,
 };
 
 /// The pixel at which a backbone panics.
@@ -29,14 +30,6 @@ const MANY: usize = 3000;
 const AFTER_A_PANIC: usize = 200;
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
-
-fn in_many_orders(n_orders: usize, test: impl Fn() + Send + Sync + 'static) {
-    let test = Arc::new(test);
-    let again = Arc::clone(&test);
-    shuttle::check_random(move || again(), n_orders);
-    // Few changes between threads, at the places that matter.
-    shuttle::check_pct(move || test(), n_orders, 3);
-}
 
 /// Gives the red pixel of each image as its feature, and tells when it is gone.
 struct RedPixel(mpsc::Sender<()>);
@@ -90,6 +83,22 @@ fn ask(batcher: &Batcher, red: u8) -> Result<Outputs, BatchError> {
     block_on(collect(batcher.submit(image(red), Wanted::Features, deadline)?))
 }
 
+/// Lets a client for each of these pixels ask at the same time, and look at its answer.
+fn clients<const N: usize>(
+    batcher: &Batcher,
+    reds: [u8; N],
+    look: fn(u8, Result<Outputs, BatchError>),
+) -> [thread::JoinHandle<()>; N] {
+    reds.map(|red| {
+        let batcher = batcher.clone();
+        thread::spawn(move || look(red, ask(&batcher, red)))
+    })
+}
+
+fn join<const N: usize>(threads: [thread::JoinHandle<()>; N]) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
 #[track_caller]
 fn assert_is_of(outputs: &Outputs, red: u8) {
     let [Output::Features(features)] = outputs.rows.as_slice() else { panic!("{outputs:?}") };
@@ -100,14 +109,9 @@ fn assert_is_of(outputs: &Outputs, red: u8) {
 fn each_request_gets_its_own_answer_and_the_workers_end_with_the_last_handle() {
     in_many_orders(MANY, || {
         let (batcher, ends) = batcher(2, 8, true);
-        let clients: Vec<_> = [10, 20, 30]
-            .map(|red| {
-                let batcher = batcher.clone();
-                thread::spawn(move || assert_is_of(&ask(&batcher, red).unwrap(), red))
-            })
-            .into();
+        let clients = clients(&batcher, [10, 20, 30], |red, answer| assert_is_of(&answer.unwrap(), red));
         drop(batcher);
-        clients.into_iter().for_each(|client| client.join().unwrap());
+        join(clients);
         (0..2).for_each(|_| ends.recv().unwrap());
     });
 }
@@ -116,20 +120,13 @@ fn each_request_gets_its_own_answer_and_the_workers_end_with_the_last_handle() {
 fn places_come_back_whoever_hangs_up_and_more_than_there_are_is_refused() {
     in_many_orders(MANY, || {
         let (batcher, ends) = batcher(1, 2, true);
-        let clients: Vec<_> = [10, 20, 30]
-            .map(|red| {
-                let batcher = batcher.clone();
-                thread::spawn(move || match red {
-                    // Asks and does not wait.
-                    30 => drop(batcher.submit(image(red), Wanted::Features, Instant::now() + Duration::from_secs(9))),
-                    _ => match ask(&batcher, red) {
-                        Ok(outputs) => assert_is_of(&outputs, red),
-                        Err(error) => assert!(matches!(error, BatchError::QueueFull { capacity: 2 }), "{error}"),
-                    },
-                })
-            })
-            .into();
-        clients.into_iter().for_each(|client| client.join().unwrap());
+        let waiting = clients(&batcher, [10, 20], |red, answer| match answer {
+            Ok(outputs) => assert_is_of(&outputs, red),
+            Err(error) => assert!(matches!(error, BatchError::QueueFull { capacity: 2 }), "{error}"),
+        });
+        // Asks and does not wait.
+        drop(batcher.submit(image(30), Wanted::Features, Instant::now() + Duration::from_secs(3600)));
+        join(waiting);
         let places = Arc::clone(&batcher.places);
         drop(batcher);
         ends.recv().unwrap();
@@ -141,17 +138,11 @@ fn places_come_back_whoever_hangs_up_and_more_than_there_are_is_refused() {
 fn after_a_panic_the_worker_begins_anew_and_nobody_waits_for_ever() {
     in_many_orders(AFTER_A_PANIC, || {
         let (batcher, ends) = batcher(2, 8, true);
-        let clients: Vec<_> = [10, POISON, 30]
-            .map(|red| {
-                let batcher = batcher.clone();
-                thread::spawn(move || match ask(&batcher, red) {
-                    Ok(outputs) => assert_is_of(&outputs, red),
-                    // What was in the same batch shares its end.
-                    Err(error) => assert!(matches!(error, BatchError::WorkerLost), "{error}"),
-                })
-            })
-            .into();
-        clients.into_iter().for_each(|client| client.join().unwrap());
+        join(clients(&batcher, [10, POISON, 30], |red, answer| match answer {
+            Ok(outputs) => assert_is_of(&outputs, red),
+            // What was in the same batch shares its end.
+            Err(error) => assert!(matches!(error, BatchError::WorkerLost), "{error}"),
+        }));
         assert_is_of(&ask(&batcher, 40).unwrap(), 40);
         assert!(batcher.is_working());
         drop(batcher);
@@ -164,18 +155,10 @@ fn after_a_panic_the_worker_begins_anew_and_nobody_waits_for_ever() {
 fn without_any_session_left_requests_are_refused_and_the_worker_still_ends() {
     in_many_orders(AFTER_A_PANIC, || {
         let (batcher, ends) = batcher(1, 8, false);
-        let clients: Vec<_> = [POISON, 20]
-            .map(|red| {
-                let batcher = batcher.clone();
-                thread::spawn(move || match ask(&batcher, red) {
-                    Ok(outputs) => assert_is_of(&outputs, red),
-                    Err(error) => {
-                        assert!(matches!(error, BatchError::WorkerLost | BatchError::Unavailable), "{error}");
-                    }
-                })
-            })
-            .into();
-        clients.into_iter().for_each(|client| client.join().unwrap());
+        join(clients(&batcher, [POISON, 20], |red, answer| match answer {
+            Ok(outputs) => assert_is_of(&outputs, red),
+            Err(error) => assert!(matches!(error, BatchError::WorkerLost | BatchError::Unavailable), "{error}"),
+        }));
         assert!(matches!(ask(&batcher, 30), Err(BatchError::Unavailable)));
         drop(batcher);
         ends.recv().unwrap();

@@ -22,16 +22,11 @@ use crate::{
     metrics::Metrics,
     onnx::{DeviceChoice, Provider, SessionOptions},
     preprocess::{DecodeLimits, Preprocessor},
-    sync::{Mutex, Snapshot},
+    sync::{Mutex, Snapshot, in_many_orders},
 };
 
-fn in_many_orders(test: impl Fn() + Send + Sync + 'static) {
-    let test = Arc::new(test);
-    let again = Arc::clone(&test);
-    shuttle::check_random(move || again(), 300);
-    // Few changes between threads, at the places that matter.
-    shuttle::check_pct(move || test(), 300, 3);
-}
+/// Each has threads and folders of its own to make.
+const N_ORDERS: usize = 300;
 
 fn settings(generation: u64) -> Settings {
     let number = generation as f64;
@@ -142,7 +137,7 @@ fn in_threads<const N: usize>(work: [Box<dyn FnOnce() + Send>; N]) {
 
 #[test]
 fn no_change_is_lost_and_no_request_sees_half_of_one() {
-    in_many_orders(|| {
+    in_many_orders(N_ORDERS, || {
         let (model, _folder) = model(None);
         let [a, b, reader] = [(); 3].map(|()| Arc::clone(&model));
         in_threads([Box::new(move || write(&a)), Box::new(move || write(&b)), Box::new(move || read(&reader))]);
@@ -152,7 +147,7 @@ fn no_change_is_lost_and_no_request_sees_half_of_one() {
 
 #[test]
 fn servers_on_one_store_lose_nothing_and_never_go_back() {
-    in_many_orders(|| {
+    in_many_orders(N_ORDERS, || {
         let store = Arc::new(InMemory::new());
         let [(a, _folder_a), (b, _folder_b)] = [model(Some(&store)), model(Some(&store))];
         let [writer_a, poller_a, reader_a] = [(); 3].map(|()| Arc::clone(&a));
@@ -173,7 +168,7 @@ fn servers_on_one_store_lose_nothing_and_never_go_back() {
 
 #[test]
 fn of_two_changes_on_condition_of_one_generation_one_is_made() {
-    in_many_orders(|| {
+    in_many_orders(N_ORDERS, || {
         let store = Arc::new(InMemory::new());
         let [(a, _folder_a), (b, _folder_b)] = [model(Some(&store)), model(Some(&store))];
         let made = [a, b].map(|model| {

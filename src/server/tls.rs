@@ -58,7 +58,7 @@ impl Tls {
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&*self.0.get()))
+        TlsAcceptor::from(self.0.get())
     }
 
     pub(super) fn look(&self) -> Look<TlsError> {

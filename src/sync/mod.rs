@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub(crate) use primitives::{Condvar, Mutex, MutexGuard, atomic, between_steps, thread};
+pub(crate) use primitives::*;
 
 /// A value that many read and one replaces. Whoever has read it keeps what was there then.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 struct Golden {
     decode: Vec<DecodeCase>,
     resize: Vec<ResizeCase>,
+    #[cfg_attr(not(feature = "turbojpeg"), allow(dead_code))]
     scaled: Vec<ScaledCase>,
     tensor: Vec<TensorCase>,
 }
@@ -38,9 +39,9 @@ struct ResizeCase {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(not(feature = "turbojpeg"), allow(dead_code))]
 struct ScaledCase {
     file: String,
-    #[cfg_attr(not(feature = "turbojpeg"), allow(dead_code))]
     config: Value,
     reduction: usize,
     expected: String,
@@ -196,8 +197,6 @@ fn an_orientation_turns_what_was_decoded_smaller_too() {
 #[cfg(not(feature = "turbojpeg"))]
 #[test]
 fn scaled_decoding_is_refused_by_a_build_that_cannot() {
-    // The cases are for one that can.
-    assert!(golden().scaled.iter().any(|case| case.reduction > 1 && case.expected.starts_with(&case.file[..3])));
     let config = r#"{"resize": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "decode": "scaled"}"#;
     let error = Preprocessor::new(serde_json::from_str(config).unwrap(), DecodeLimits::default()).unwrap_err();
     assert!(error.to_string().contains("`--features turbojpeg`"), "{error}");
