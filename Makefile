@@ -48,7 +48,7 @@ bench: ort ## Run the benchmarks
 
 BENCH_FIT_VENV = .work/bench-fit/.venv
 
-bench-fit: ort $(BENCH_FIT_VENV)/ready ## Time fits at the size of ImageNet-LT beside numpy and torch (2 GB of disk, half an hour)
+bench-fit: ort $(BENCH_FIT_VENV)/ready ## Time fits at the size of ImageNet-LT beside numpy and torch (2 GB of disk, ten minutes)
 	EQUIPOISE_BENCH_PYTHON=$(BENCH_FIT_VENV)/bin/python $(CARGO) bench --locked --bench fit
 
 $(BENCH_FIT_VENV)/ready: benches/fit_requirements.txt
