@@ -115,7 +115,7 @@ impl Fuzzed {
         options.models = vec![root.expect("the repository").join("models/icons30")];
         options.state_dir = Some(state.path().join("state"));
         options.admin_token_file = Some(token_file);
-        (options.sessions, options.threads, options.decode_threads) = (one, one, one);
+        (options.sessions, options.threads, options.decode_threads) = (one, one, Some(0));
         let server = Server::new(options.resolve().expect("a configuration")).expect("a server");
         server.load().expect("the model that ships loads");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -1,18 +1,12 @@
-//! The threads that turn bytes into tensors.
+//! Threads that turn bytes into tensors, where the workers are too few to do it.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
-
-use bytes::Bytes;
+use std::time::Instant;
 
 use super::{
-    job::{BatchError, Input, Job},
+    job::{BatchError, Job},
     queue::{Sender, queue},
 };
-use crate::{
-    metrics::{ModelMetrics, Phase},
-    preprocess::Preprocessor,
-    sync::thread,
-};
+use crate::{metrics::ModelMetrics, preprocess::Preprocessor, sync::thread};
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -37,43 +31,27 @@ impl DecodePool {
             let queue = queue.clone();
             thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
                 while let Some(task) = queue.recv() {
-                    // The task's own panic drops its reply, which answers the request; the thread lives on.
-                    if std::panic::catch_unwind(AssertUnwindSafe(task)).is_err() {
-                        tracing::error!("decoding panicked");
-                    }
+                    task();
                 }
             })?;
         }
         Ok(Self { tasks })
     }
 
-    /// Decodes `image` for `job`, then sends the job to `queue`; an unreadable image is answered here.
+    /// Decodes the image of `job`, then sends the job to `queue`; an unreadable image is answered here.
     pub(super) fn decode(
         &self,
-        image: Bytes,
-        preprocessor: &Arc<Preprocessor>,
         job: Job,
+        preprocessor: &Preprocessor,
         queue: &Sender<Job>,
         metrics: &ModelMetrics,
     ) -> Result<(), BatchError> {
-        let (preprocessor, queue, metrics) = (Arc::clone(preprocessor), queue.clone(), metrics.clone());
+        let (preprocessor, queue, metrics) = (preprocessor.clone(), queue.clone(), metrics.clone());
         let task = move || {
-            let start = Instant::now();
-            let Some(mut job) = job.still_wanted(start) else { return };
-            match preprocessor.run(&image) {
-                Ok(tensor) => {
-                    job.queued_at = Instant::now();
-                    job.preprocess = job.queued_at - start;
-                    job.input = Input::Pixels { pixels: tensor.pixels, height: tensor.height, width: tensor.width };
-                    metrics.phase(Phase::Preprocess).observe(job.preprocess.as_secs_f64());
-                    if let Err(lost) = queue.send(job) {
-                        lost.fail(BatchError::WorkerLost);
-                    }
-                }
-                Err(source) => {
-                    metrics.image_error(source.reason());
-                    job.fail(BatchError::Image { index: 0, source: Arc::new(source) });
-                }
+            let job = job.still_wanted(Instant::now()).and_then(|job| job.decoded(&preprocessor, &metrics));
+            let Some(job) = job else { return };
+            if let Err(lost) = queue.send(job) {
+                lost.fail(BatchError::WorkerLost);
             }
         };
         self.tasks.send(Box::new(task)).map_err(|_| BatchError::WorkerLost)

@@ -48,8 +48,17 @@ impl Drop for RedPixel {
     }
 }
 
-/// A batcher, and where each of its backbones says that it is gone.
+/// A batcher whose workers decode, and where each of its backbones says that it is gone.
 fn batcher(n_workers: usize, queue_capacity: usize, can_rebuild: bool) -> (Batcher, mpsc::Receiver<()>) {
+    decoding_batcher(None, n_workers, queue_capacity, can_rebuild)
+}
+
+fn decoding_batcher(
+    decode_pool: Option<DecodePool>,
+    n_workers: usize,
+    queue_capacity: usize,
+    can_rebuild: bool,
+) -> (Batcher, mpsc::Receiver<()>) {
     let (gone, ends) = mpsc::channel();
     let make = move || Box::new(RedPixel(gone.clone())) as Box<dyn Backbone>;
     let backbones = (0..n_workers).map(|_| make()).collect();
@@ -61,7 +70,6 @@ fn batcher(n_workers: usize, queue_capacity: usize, can_rebuild: bool) -> (Batch
     let config = serde_json::from_str(r#"{"mean": [0, 0, 0], "std": [0.003921569, 1, 1]}"#).unwrap();
     let preprocessor = Preprocessor::new(config, DecodeLimits::default()).unwrap();
     let limits = BatchLimits { queue_capacity, max_batch_size: 2, max_queue_delay: Duration::ZERO };
-    let decode_pool = DecodePool::start(1).unwrap();
     let batcher = Batcher::start(backbones, rebuild, preprocessor, decode_pool, limits, METRICS.of_model("m")).unwrap();
     (batcher, ends)
 }
@@ -105,14 +113,23 @@ fn assert_is_of(outputs: &Outputs, red: u8) {
     assert_eq!(features.as_slice(), [f32::from(red)]);
 }
 
+fn each_request_gets_its_own_answer((batcher, ends): (Batcher, mpsc::Receiver<()>), n_workers: usize) {
+    let clients = clients(&batcher, [10, 20, 30], |red, answer| assert_is_of(&answer.unwrap(), red));
+    drop(batcher);
+    join(clients);
+    (0..n_workers).for_each(|_| ends.recv().unwrap());
+}
+
 #[test]
 fn each_request_gets_its_own_answer_and_the_workers_end_with_the_last_handle() {
+    in_many_orders(MANY, || each_request_gets_its_own_answer(batcher(2, 8, true), 2));
+}
+
+#[test]
+fn each_request_gets_its_own_answer_through_a_decode_pool_too() {
     in_many_orders(MANY, || {
-        let (batcher, ends) = batcher(2, 8, true);
-        let clients = clients(&batcher, [10, 20, 30], |red, answer| assert_is_of(&answer.unwrap(), red));
-        drop(batcher);
-        join(clients);
-        (0..2).for_each(|_| ends.recv().unwrap());
+        let decode_pool = Some(DecodePool::start(1).unwrap());
+        each_request_gets_its_own_answer(decoding_batcher(decode_pool, 1, 8, true), 1);
     });
 }
 

@@ -1,17 +1,20 @@
 //! What travels on the queue, and what comes back.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::ScorerPool;
 use crate::{
     heads::{Prediction, Scoring},
+    metrics::{ModelMetrics, Phase},
     onnx::OnnxError,
-    preprocess::ImageError,
+    preprocess::{ImageError, Preprocessor},
 };
 
 /// Why a request has no answer.
@@ -98,7 +101,7 @@ pub enum Output {
 pub struct Timing {
     /// Bytes to tensor.
     pub preprocess: Duration,
-    /// From the tensor to the start of the batch.
+    /// From admission to the start of the batch, without its own decoding.
     pub queue: Duration,
     /// The batch's pass of the backbone.
     pub backbone: Duration,
@@ -129,8 +132,8 @@ pub(super) struct Answer {
 /// What a job brings.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// An image that the decode pool is about to decode.
-    Undecoded,
+    /// The file of an image.
+    Encoded(Bytes),
     /// One image, `[3, height, width]`.
     Pixels { pixels: Vec<f32>, height: usize, width: usize },
     /// Feature rows of this dimension.
@@ -150,6 +153,7 @@ pub(super) struct Job {
     pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) deadline: Instant,
     pub(super) preprocess: Duration,
+    /// Since when it waits: from its admission, later by the time that its decoding took.
     pub(super) queued_at: Instant,
 }
 
@@ -168,6 +172,31 @@ impl Job {
             None
         } else {
             Some(self)
+        }
+    }
+
+    /// This job with its image decoded, unless that is unreadable: then it is answered.
+    pub(super) fn decoded(mut self, preprocessor: &Preprocessor, metrics: &ModelMetrics) -> Option<Self> {
+        let Input::Encoded(image) = &self.input else { return Some(self) };
+        let start = Instant::now();
+        // Whatever panics costs this job its answer, and the thread goes on.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| preprocessor.run(image))) {
+            Ok(Ok(tensor)) => {
+                self.preprocess = start.elapsed();
+                self.queued_at += self.preprocess;
+                metrics.phase(Phase::Preprocess).observe(self.preprocess.as_secs_f64());
+                self.input = Input::Pixels { pixels: tensor.pixels, height: tensor.height, width: tensor.width };
+                Some(self)
+            }
+            Ok(Err(source)) => {
+                metrics.image_error(source.reason());
+                self.fail(BatchError::Image { index: 0, source: Arc::new(source) });
+                None
+            }
+            Err(_) => {
+                tracing::error!("decoding panicked");
+                None
+            }
         }
     }
 }

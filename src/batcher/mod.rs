@@ -1,11 +1,15 @@
 //! From the bytes of a request to its answer: admission, decoding, batching.
 //!
 //! ```text
-//! Batcher (async) --admit--> decode pool (threads) --queue--> workers (threads, one session each) --reply--> Batcher
+//! Batcher (async) --admit--> queue --> workers (threads, one session each): decode, backbone, heads --reply--> Batcher
+//!                     |                   ^
+//!                     +--> decode pool ---+   where the workers are fewer than the cores
 //! ```
 //!
 //! * Every image holds a place from admission until a worker takes it; places are counted, so the queue has one bound,
 //!   in images, for all that waits. When there is none left the request is refused at once.
+//! * With a worker for each core the workers decode what they take: a pool of threads beside them would only compete for
+//!   the cores, and every image would go through one more queue. A GPU has fewer workers, which must not decode.
 //! * A worker takes what waits, up to its share and the maximum. Requests for different heads, taus and versions are in
 //!   one batch: the backbone runs once, each distinct matrix product once, and only the `O(C)` part is each request's own.
 //! * A worker that panics, or whose session fails and does not work any more, begins anew with new sessions; while none
@@ -103,8 +107,8 @@ pub struct Batcher {
     places: Arc<Semaphore>,
     limits: BatchLimits,
     queue: Sender<Job>,
-    decode_pool: DecodePool,
-    preprocessor: Arc<Preprocessor>,
+    decode_pool: Option<DecodePool>,
+    preprocessor: Preprocessor,
     metrics: ModelMetrics,
     n_workers: usize,
     n_working: Arc<AtomicUsize>,
@@ -112,6 +116,7 @@ pub struct Batcher {
 
 impl Batcher {
     /// Starts one worker thread for each of `backbones`; `rebuild` makes another one for a worker whose own is broken.
+    /// Without a decode pool the workers decode.
     ///
     /// # Errors
     /// Those of starting a thread.
@@ -119,7 +124,7 @@ impl Batcher {
         backbones: Vec<Box<dyn Backbone>>,
         rebuild: Rebuild,
         preprocessor: Preprocessor,
-        decode_pool: DecodePool,
+        decode_pool: Option<DecodePool>,
         limits: BatchLimits,
         metrics: ModelMetrics,
     ) -> std::io::Result<Self> {
@@ -127,15 +132,21 @@ impl Batcher {
         let n_workers = backbones.len();
         let n_working = Arc::new(AtomicUsize::new(n_workers));
         metrics.workers.set(i64::try_from(n_workers).unwrap_or(i64::MAX));
-        let shared =
-            Shared { n_workers, n_working: Arc::clone(&n_working), jobs, rebuild, limits, metrics: metrics.clone() };
+        let shared = Shared {
+            n_workers,
+            n_working: Arc::clone(&n_working),
+            jobs,
+            preprocessor: preprocessor.clone(),
+            rebuild,
+            limits,
+            metrics: metrics.clone(),
+        };
         metrics.queue_capacity.set(i64::try_from(limits.queue_capacity).unwrap_or(i64::MAX));
         for (index, backbone) in backbones.into_iter().enumerate() {
             let worker = Worker::new(index, backbone, shared.clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
         }
         let places = Arc::new(Semaphore::new(limits.queue_capacity));
-        let preprocessor = Arc::new(preprocessor);
         Ok(Self { places, limits, queue, decode_pool, preprocessor, metrics, n_workers, n_working })
     }
 
@@ -192,8 +203,11 @@ impl Batcher {
             Inputs::Images(images) => {
                 for image in images {
                     let (reply, answer) = oneshot::channel();
-                    let job = self.job(Input::Undecoded, 1, &wanted, reply, place_for(1)?, deadline);
-                    self.decode_pool.decode(image, &self.preprocessor, job, &self.queue, &self.metrics)?;
+                    let job = self.job(Input::Encoded(image), 1, &wanted, reply, place_for(1)?, deadline);
+                    match &self.decode_pool {
+                        Some(pool) => pool.decode(job, &self.preprocessor, &self.queue, &self.metrics)?,
+                        None => self.queue.send(job).map_err(|_| BatchError::WorkerLost)?,
+                    }
                     replies.push(answer);
                 }
             }

@@ -17,6 +17,7 @@ use crate::{
     heads::Scores,
     metrics::{ModelMetrics, Phase},
     onnx::{self, Features, OnnxError},
+    preprocess::Preprocessor,
     sync::{
         atomic::{AtomicUsize, Ordering},
         thread,
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     /// Of these, those that have a session.
     pub(super) n_working: Arc<AtomicUsize>,
     pub(super) jobs: Receiver<Job>,
+    pub(super) preprocessor: Preprocessor,
     pub(super) rebuild: Rebuild,
     pub(super) limits: BatchLimits,
     pub(super) metrics: ModelMetrics,
@@ -112,7 +114,7 @@ impl Worker {
 
     fn work(&mut self) -> Stop {
         while let Some(first) = self.shared.jobs.recv() {
-            let batch = fill(&self.shared.jobs, first, self.shared.limits, self.shared.n_workers);
+            let batch = self.shared.fill(first);
             self.process(batch);
             if self.is_broken {
                 return Stop::Broken;
@@ -314,31 +316,38 @@ impl Worker {
     }
 }
 
-/// The rest of a batch: an even share of what waits, so that idle workers have work too, up to the maximum; or what comes
-/// within the delay, if there is one. Jobs that nobody waits for any more are skipped.
-///
-/// Why a share? On the CPU two batches of four on two cores end sooner than one batch of eight on one.
-fn fill(jobs: &Receiver<Job>, first: Job, limits: BatchLimits, n_workers: usize) -> Vec<Job> {
-    let share = (jobs.len() + 1).div_ceil(n_workers.max(1)).min(limits.max_batch_size);
-    let target = if limits.max_queue_delay > Duration::ZERO { limits.max_batch_size } else { share };
-    let until = first.queued_at + limits.max_queue_delay;
-    let mut batch = Vec::with_capacity(target);
-    let mut n = 0;
-    let mut next = Some(first);
-    while let Some(job) = next {
-        if let Some(mut job) = job.still_wanted(Instant::now()) {
-            // It waits no longer: its places are the next one's.
-            job.place = None;
-            n += job.n;
-            batch.push(job);
+impl Shared {
+    /// The rest of a batch: an even share of what waits, so that idle workers have work too, up to the maximum; or what comes
+    /// within the delay, if there is one. Each image is decoded as it is taken, if that is not done yet. Jobs that nobody
+    /// waits for any more are skipped.
+    ///
+    /// Why a share? On the CPU two batches of four on two cores end sooner than one batch of eight on one.
+    fn fill(&self, first: Job) -> Vec<Job> {
+        let BatchLimits { max_batch_size, max_queue_delay, .. } = self.limits;
+        let share = (self.jobs.len() + 1).div_ceil(self.n_workers.max(1)).min(max_batch_size);
+        let target = if max_queue_delay > Duration::ZERO { max_batch_size } else { share };
+        let until = first.queued_at + max_queue_delay;
+        let mut batch = Vec::with_capacity(target);
+        let mut n = 0;
+        let mut next = Some(first);
+        while let Some(job) = next {
+            let wanted = job.still_wanted(Instant::now()).and_then(|mut job| {
+                // It waits no longer: its places are the next one's.
+                job.place = None;
+                job.decoded(&self.preprocessor, &self.metrics)
+            });
+            if let Some(job) = wanted {
+                n += job.n;
+                batch.push(job);
+            }
+            next = match n {
+                n if n >= target => None,
+                // What already waits comes first, whatever the time.
+                _ => self.jobs.recv_until(until).ok(),
+            };
         }
-        next = match n {
-            n if n >= target => None,
-            // What already waits comes first, whatever the time.
-            _ => jobs.recv_until(until).ok(),
-        };
+        batch
     }
-    batch
 }
 
 /// Splits a batch by what can go through together: feature rows, and pixels of equal size.
@@ -348,8 +357,8 @@ fn group(batch: Vec<Job>) -> Vec<Group> {
         let size = match &job.input {
             Input::Pixels { height, width, .. } => Some((*height, *width)),
             Input::Features { .. } => None,
-            // The decode pool sends nothing undecoded on.
-            Input::Undecoded => continue,
+            // What is in a batch has been decoded.
+            Input::Encoded(_) => continue,
         };
         match groups.iter_mut().find(|group| group.size == size) {
             Some(group) => {

@@ -63,9 +63,10 @@ pub(super) struct ModelOptions {
     #[arg(long, env = "EQUIPOISE_MAX_BATCH_SIZE", value_name = "IMAGES", help_heading = "Device")]
     pub(super) max_batch_size: Option<NonZeroUsize>,
 
-    /// Threads that decode and resize images [default: one for each core]
+    /// Threads that decode and resize images; 0: the sessions do it on their own threads [default: 0 where each core has a
+    /// session on the CPU, else one for each core]
     #[arg(long, env = "EQUIPOISE_DECODE_THREADS", value_name = "N", help_heading = "Device")]
-    pub(super) decode_threads: Option<NonZeroUsize>,
+    pub(super) decode_threads: Option<usize>,
 }
 
 impl DeviceOptions {
@@ -90,7 +91,7 @@ impl ModelOptions {
     /// The options that say nothing of which model, how many sessions and what sort of images.
     pub(super) fn of_directory(model: PathBuf, device: DeviceOptions) -> Self {
         let sessions = Some(NonZeroUsize::MIN);
-        let (max_image_pixels, max_batch_size, decode_threads) = (None, None, sessions);
+        let (max_image_pixels, max_batch_size, decode_threads) = (None, None, Some(0));
         Self { model: Some(model), max_image_pixels, device, sessions, max_batch_size, decode_threads }
     }
 

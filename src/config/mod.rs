@@ -88,9 +88,17 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 
-    /// Threads that decode and resize images, for all models together [default: one for each core]
+    /// Measure at the start how each model runs best on this machine, and choose sessions, threads and batch size by that where
+    /// they are not given. Takes some seconds for each model, once: the result is kept in the state directory, and measured
+    /// again when the model, the machine, ONNX Runtime or these options have changed
+    #[arg(long, env = "EQUIPOISE_TUNE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub tune: Option<bool>,
+
+    /// Threads that decode and resize images, for all models together; 0: the sessions do it on their own threads [default: 0
+    /// where each core has a session on the CPU, else one for each core]
     #[arg(long, env = "EQUIPOISE_DECODE_THREADS", value_name = "N")]
-    pub decode_threads: Option<NonZeroUsize>,
+    pub decode_threads: Option<usize>,
 
     /// Images of a model that may wait at once; a request that finds no place is answered 503 at once. Each waiting image
     /// holds its file and its tensor in memory [default: 512]
@@ -279,6 +287,7 @@ impl ServeOptions {
             device: self.device.or(file.device),
             sessions: self.sessions.or(file.sessions),
             threads: self.threads.or(file.threads),
+            tune: self.tune.or(file.tune),
             decode_threads: self.decode_threads.or(file.decode_threads),
             queue_capacity: self.queue_capacity.or(file.queue_capacity),
             max_batch_size: self.max_batch_size.or(file.max_batch_size),

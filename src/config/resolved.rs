@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{ConfigError, Secret, ServeOptions, cores, shipped_model};
-use crate::{files::read_text, onnx::DeviceChoice};
+use crate::{files::read_text, onnx::DeviceChoice, registry::Settled};
 
 /// Where the admin token comes from.
 #[derive(Clone, PartialEq, Eq)]
@@ -60,8 +60,10 @@ pub struct Config {
     pub sessions: Option<usize>,
     /// Threads of a session, if that was said.
     pub threads: Option<usize>,
-    /// Threads that decode.
-    pub decode_threads: usize,
+    /// Whether sessions, threads and batches that were not said are measured.
+    pub tune: bool,
+    /// Threads that decode, if that was said; 0 is the sessions' own.
+    pub decode_threads: Option<usize>,
     /// Images that may wait.
     pub queue_capacity: usize,
     /// Images in a batch, if that was said.
@@ -106,6 +108,13 @@ pub struct Config {
     pub cuda_memory_limit_bytes: Option<u64>,
 }
 
+impl Config {
+    /// What is said of how a model is run.
+    pub fn settled(&self) -> Settled {
+        Settled { sessions: self.sessions, threads: self.threads, max_batch_size: self.max_batch_size }
+    }
+}
+
 impl ServeOptions {
     /// Fills in the defaults.
     ///
@@ -144,7 +153,8 @@ impl ServeOptions {
             device: self.device.unwrap_or(DeviceChoice::Auto),
             sessions: self.sessions.map(NonZeroUsize::get),
             threads: self.threads.map(NonZeroUsize::get),
-            decode_threads: self.decode_threads.map_or_else(cores, NonZeroUsize::get),
+            tune: self.tune.unwrap_or_default(),
+            decode_threads: self.decode_threads,
             queue_capacity: self.queue_capacity.map_or(512, NonZeroUsize::get),
             max_batch_size: self.max_batch_size.map(NonZeroUsize::get),
             max_queue_delay: milliseconds(self.max_queue_delay_ms, 0),

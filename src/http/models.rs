@@ -13,7 +13,7 @@ use super::{AppState, error::ApiError, generation::of_generation};
 use crate::{
     heads::{HeadKind, Settings},
     preprocess::PreprocessConfig,
-    registry::{HeadId, Model, ModelState, PublishedHead, RegistryError},
+    registry::{HeadId, Measured, Model, ModelState, PublishedHead, RegistryError},
 };
 
 #[derive(Serialize)]
@@ -32,7 +32,10 @@ pub(super) struct ModelView {
     preprocess: PreprocessConfig,
     provider: String,
     sessions: usize,
+    threads: usize,
     max_batch_size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuning: Option<Vec<Measured>>,
     queue_capacity: usize,
     generation: u64,
     heads: Vec<HeadSummary>,
@@ -71,7 +74,9 @@ impl ModelView {
             preprocess: model.batcher().preprocessor().config().clone(),
             provider: model.provider().to_string(),
             sessions: model.batcher().n_workers(),
+            threads: model.threads(),
             max_batch_size: model.batcher().limits().max_batch_size,
+            tuning: model.tuning().map(|tuning| tuning.measured.clone()),
             queue_capacity: model.batcher().limits().queue_capacity,
             generation: state.generation,
             heads: state.series().filter_map(summary).collect(),

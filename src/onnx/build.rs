@@ -30,12 +30,7 @@ pub(super) fn build_session(
     let runtime = library::init(None)?;
     let device = DeviceChoice::from(provider);
     let load_error = |source| OnnxError::Load { device, source };
-    let mut builder = configure(runtime, options, provider).map_err(load_error)?;
-    if let Some(dir) = base_dir {
-        builder = builder
-            .with_config_entry(EXTERNAL_DATA_FOLDER, dir.to_string_lossy())
-            .map_err(|err| load_error(err.into()))?;
-    }
+    let mut builder = configure(runtime, options, provider, base_dir).map_err(load_error)?;
     if let Some(shared) = shared {
         builder = shared.give_to(builder).map_err(load_error)?;
     }
@@ -57,7 +52,12 @@ pub(super) fn build_session(
 }
 
 /// The settings, with the reasons for those that differ from ONNX Runtime's own.
-fn configure(runtime: &Runtime, options: &SessionOptions, provider: Provider) -> ort::Result<SessionBuilder> {
+pub(super) fn configure(
+    runtime: &Runtime,
+    options: &SessionOptions,
+    provider: Provider,
+    base_dir: Option<&Path>,
+) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(runtime.environment())?
         // `ort` starts from a policy that picks devices by itself; this one never does.
         .with_auto_device(AutoDevicePolicy::PreferCPU)?
@@ -74,6 +74,9 @@ fn configure(runtime: &Runtime, options: &SessionOptions, provider: Provider) ->
         builder = builder
             .with_config_entry(RECORD_ASSIGNMENT, "1")?
             .with_execution_providers([cuda_provider(index, options.cuda_memory_limit_bytes)])?;
+    }
+    if let Some(dir) = base_dir {
+        builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER, dir.to_string_lossy())?;
     }
     Ok(builder)
 }

@@ -4,6 +4,7 @@
 //! library   finds libonnxruntime and loads it, once per process
 //! device    what was asked for, what is in use
 //! session   the backbone: images [n,3,H,W] -> features [n,D]
+//! copies    several sessions of it that hold its weights once
 //! scorer    a head's matrix product: features -> raw scores [n,C]
 //! fit_engine, fit_graph  loss and gradient of a softmax classifier: a step of a fit
 //! cut       a whole classifier -> backbone and head (`equipoise import`)
@@ -13,6 +14,7 @@
 mod assignment;
 mod build;
 mod contract;
+mod copies;
 mod cut;
 mod device;
 mod error;
@@ -26,6 +28,7 @@ mod proto_rest;
 mod scorer;
 mod session;
 
+pub(crate) use copies::noise;
 pub use cut::{
     CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
     cut_classifier, prove_cut,

@@ -63,9 +63,7 @@ impl Backbone {
     pub fn load(model: &[u8], base_dir: Option<&Path>, options: &SessionOptions) -> Result<Self, OnnxError> {
         library::init(None)?;
         check_file(model, base_dir)?;
-        // `model.onnx` in the current folder has the parent ``.
-        let base_dir =
-            base_dir.map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_path_buf() });
+        let base_dir = base_dir.map(named);
         let source = Source { model: Cow::Borrowed(model), base_dir, options: options.clone() };
         let mut backbone = Self::load_first(source)?;
         let must_run = backbone.output.feature_dim.is_none() || backbone.provider != Provider::Cpu;
@@ -109,6 +107,13 @@ impl Backbone {
         let device = DeviceChoice::from(provider);
         let device_memory = device_memory(&session, provider).map_err(|source| OnnxError::Load { device, source })?;
         Ok(Self { session, device_memory, input, output, provider, unproved: None, fallback: None })
+    }
+
+    /// The same backbone in another session of the same graph.
+    pub(super) fn with_session(&self, session: Session) -> Self {
+        let (input, output) = (self.input.clone(), self.output.clone());
+        let (provider, fallback) = (self.provider, self.fallback.clone());
+        Self { session, device_memory: None, input, output, provider, unproved: None, fallback }
     }
 
     /// D, the values in a feature row. From the model, or from the first run; 0 until then.
@@ -277,6 +282,11 @@ impl Backbone {
         }
         Ok(Features::new(Rows::Device(tensor), n, feature_dim))
     }
+}
+
+/// A folder as it can be handed on: `model.onnx` in the current folder has the parent ``.
+pub(super) fn named(dir: &Path) -> PathBuf {
+    if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_path_buf() }
 }
 
 /// The memory in which features stay: none on the CPU, where outputs are copied out.

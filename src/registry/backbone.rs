@@ -1,6 +1,7 @@
 //! The sessions of a backbone, also of one that has to be cut off a whole classifier first.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -17,7 +18,7 @@ use crate::{
 
 /// The sessions of a backbone, and what they told of it.
 pub(super) struct LoadedBackbones {
-    sessions: Vec<onnx::Backbone>,
+    pub(super) sessions: Vec<onnx::Backbone>,
     pub(super) feature_dim: usize,
     pub(super) provider: onnx::Provider,
     /// Whether they are what was left of a classifier.
@@ -29,6 +30,7 @@ pub(super) fn load_backbones(
     directory: &ModelDirectory,
     files: &mut BTreeMap<String, DeclaredFile>,
     options: &LoadOptions,
+    image_size: Option<(usize, usize)>,
 ) -> Result<LoadedBackbones, LoadError> {
     let path = &directory.backbone;
     let failed = |source: OnnxError| LoadError::Backbone { path: path.clone(), source };
@@ -55,10 +57,13 @@ pub(super) fn load_backbones(
         cut = Some(made);
     }
     let (feature_dim, provider) = (first.feature_dim(), first.provider());
-    let mut sessions = vec![first];
-    while sessions.len() < options.n_sessions.max(1) {
-        sessions.push(session_of(path, cut.as_ref(), &options.session).map_err(failed)?);
-    }
+    let model = match &cut {
+        Some(cut) => Cow::Borrowed(cut.backbone.as_slice()),
+        None => Cow::Owned(read(path)?),
+    };
+    let sessions = first
+        .replicate(&model, path.parent(), &options.session, options.n_sessions.max(1), image_size)
+        .map_err(failed)?;
     Ok(LoadedBackbones { sessions, feature_dim, provider, is_cut: cut.is_some() })
 }
 

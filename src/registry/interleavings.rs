@@ -16,7 +16,7 @@ use super::{
     builder::HeadBuilder, manifest::Manifest, model::Writer, replica::Replica,
 };
 use crate::{
-    batcher::{BatchLimits, Batcher, DecodePool},
+    batcher::{BatchLimits, Batcher},
     dataset::Shot,
     heads::{BiasMode, Digest, Head, HeadFile, HeadKind, Parameters, Settings},
     metrics::Metrics,
@@ -77,7 +77,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
         Vec::new(),
         Arc::new(|| Err("there is none".into())),
         Preprocessor::new(config, DecodeLimits::default()).unwrap(),
-        DecodePool::start(1).unwrap(),
+        None,
         BatchLimits { queue_capacity: 1, max_batch_size: 1, max_queue_delay: std::time::Duration::ZERO },
         metrics.of_model("m"),
     );
@@ -85,6 +85,8 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
         labels: vec!["a".to_owned(), "b".to_owned()],
         shots: vec![Shot::Unknown; 2],
         provider: Provider::Cpu,
+        threads: 1,
+        tuning: None,
         batcher: batcher.unwrap(),
         builder,
         state: Snapshot::new(state),

@@ -14,6 +14,7 @@ use super::{
     replica::Replica,
     start::{Start, Started},
     store::ModelStore,
+    tuning::Tuning,
 };
 use crate::{
     batcher::{Backbone, BatchLimits, Batcher, DecodePool, Rebuild},
@@ -37,14 +38,16 @@ pub struct LoadOptions {
     pub limits: BatchLimits,
     /// The bounds of an image.
     pub decode_limits: DecodeLimits,
-    /// The threads that decode.
-    pub decode_pool: DecodePool,
+    /// The threads that decode; without them the workers do.
+    pub decode_pool: Option<DecodePool>,
     /// Where the model counts.
     pub metrics: Arc<Metrics>,
     /// Where its heads and settings survive a restart; `None` for a model that is thrown away.
     pub state_dir: Option<StateDir>,
     /// The bounds of the feature sets of all models.
     pub feature_sets: Arc<FeatureSetQuota>,
+    /// What the plan of sessions, threads and batches was chosen from, if it was measured.
+    pub tuning: Option<Arc<Tuning>>,
 }
 
 /// Why a model cannot be loaded.
@@ -154,9 +157,8 @@ pub fn load_model_with(
     wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone> + Send + Sync + 'static,
 ) -> Result<Model, LoadError> {
     let mut files = read_head_files(directory)?;
-    let backbones = load_backbones(directory, &mut files, options)?;
-    let preprocessor = Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())
-        .map_err(|source| LoadError::Preprocess { path: directory.path.join("model.toml"), source })?;
+    let preprocessor = preprocessor_of(directory, options)?;
+    let backbones = load_backbones(directory, &mut files, options, preprocessor.output_size())?;
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
     let source = BackboneSource::new(directory, (backbones.is_cut, provider), &preprocessor, options)?;
     let sessions: Vec<_> = warm_up(directory, backbones, &preprocessor, options)?.into_iter().map(&wrap).collect();
@@ -196,6 +198,8 @@ pub fn load_model_with(
         labels: directory.labels.clone(),
         shots,
         provider,
+        threads: options.session.threads,
+        tuning: options.tuning.clone(),
         batcher,
         builder,
         state: Snapshot::new(state),
@@ -215,7 +219,12 @@ pub(super) struct DeclaredFile {
     pub(super) parsed: HeadFile,
 }
 
-fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, DeclaredFile>, LoadError> {
+pub(super) fn preprocessor_of(directory: &ModelDirectory, options: &LoadOptions) -> Result<Preprocessor, LoadError> {
+    Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())
+        .map_err(|source| LoadError::Preprocess { path: directory.path.join("model.toml"), source })
+}
+
+pub(super) fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, DeclaredFile>, LoadError> {
     let mut files = BTreeMap::new();
     for (name, declaration) in &directory.heads {
         if let HeadOrigin::File(path) = &declaration.origin {

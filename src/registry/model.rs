@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Change, Edit, FeatureSetStore, FitFiles, ModelState, RegistryError, StateError, builder::HeadBuilder, edit::now,
-    manifest::Manifest, replica::Replica, store::ModelStore,
+    Change, Edit, FeatureSetStore, FitFiles, ModelState, RegistryError, StateError, Tuning, builder::HeadBuilder,
+    edit::now, manifest::Manifest, replica::Replica, store::ModelStore,
 };
 use crate::{
     batcher::Batcher,
@@ -27,6 +27,8 @@ pub struct Model {
     pub(super) labels: Vec<String>,
     pub(super) shots: Vec<Shot>,
     pub(super) provider: Provider,
+    pub(super) threads: usize,
+    pub(super) tuning: Option<Arc<Tuning>>,
     pub(super) batcher: Batcher,
     pub(super) builder: HeadBuilder,
     pub(super) state: Snapshot<ModelState>,
@@ -73,6 +75,16 @@ impl Model {
     /// D.
     pub fn feature_dim(&self) -> usize {
         self.builder.feature_dim
+    }
+
+    /// Threads in each of its sessions.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// What its sessions, threads and batches were chosen from, if that was measured.
+    pub fn tuning(&self) -> Option<&Tuning> {
+        self.tuning.as_deref()
     }
 
     /// The execution provider that is really used.

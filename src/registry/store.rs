@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/lock                                       held while a server runs
 //! STATE/admin-token                                mode 0600
+//! STATE/models/NAME/tuning.json                    how it is best run on this machine; see tuning.rs
 //! STATE/models/NAME/feature-sets/                  uploaded feature sets; see feature_sets/
 //! STATE/models/NAME/fits/                          fits; see fit_files.rs
 //! STORE/models/NAME/blobs/SHA256                   head files, immutable, named by their content
@@ -148,6 +149,10 @@ impl StateDir {
         timeout: Option<Duration>,
     ) -> Result<Self, StateError> {
         Ok(Self { objects: Objects::of(store, place, timeout)?, is_shared: true, ..self })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether other servers may change the state.

@@ -1,6 +1,7 @@
 //! The only place that wires things: configuration to models, models to routes, routes to listeners.
 
 mod accept;
+mod memory;
 mod tls;
 
 use std::{
@@ -26,7 +27,9 @@ use crate::{
     metrics::Metrics,
     onnx::{self, LibraryError, SessionOptions},
     preprocess::DecodeLimits,
-    registry::{FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, Poller, StateDir, StateError, load_model},
+    registry::{
+        FeatureSetQuota, LoadError, LoadOptions, ModelDirectory, Plan, Poller, StateDir, StateError, load_model, tune,
+    },
     reload::Look,
 };
 
@@ -103,40 +106,76 @@ pub struct Server {
     poller: OnceLock<Poller>,
 }
 
-/// How models are run on this machine: what `config` says, and for what it does not say the defaults of the device.
+/// How a model is run on this machine: what `config` says, and for what it does not say the defaults of the device.
 pub fn load_options(
     config: &Config,
     metrics: Arc<Metrics>,
     state_dir: Option<StateDir>,
 ) -> Result<LoadOptions, ServerError> {
-    let on_cuda = config.device.expects_cuda();
-    let n_sessions = config.sessions.unwrap_or(if on_cuda { 1 } else { cores() });
+    let plan = plan(config, None);
     let decode_limits = DecodeLimits::default();
     Ok(LoadOptions {
         session: SessionOptions {
             device: config.device,
-            threads: config.threads.unwrap_or((cores() / n_sessions).max(1)),
+            threads: plan.threads,
             cuda_memory_limit_bytes: config.cuda_memory_limit_bytes,
         },
-        n_sessions,
+        n_sessions: plan.sessions,
         limits: BatchLimits {
             queue_capacity: config.queue_capacity,
-            max_batch_size: config.max_batch_size.unwrap_or(if on_cuda {
-                CUDA_MAX_BATCH_SIZE
-            } else {
-                CPU_MAX_BATCH_SIZE
-            }),
+            max_batch_size: plan.max_batch_size,
             max_queue_delay: config.max_queue_delay,
         },
         decode_limits: match config.max_image_pixels {
             Some(max_pixels) => DecodeLimits { max_pixels, ..decode_limits },
             None => decode_limits,
         },
-        decode_pool: DecodePool::start(config.decode_threads).map_err(ServerError::Thread)?,
+        decode_pool: decode_pool(config, plan, None)?,
         metrics,
         state_dir,
         feature_sets: Arc::new(FeatureSetQuota::new(config.max_feature_set_bytes, config.max_feature_sets_bytes)),
+        tuning: None,
     })
+}
+
+/// The same for a model that is tuned, if `config` wants that.
+fn tuned(config: &Config, directory: &ModelDirectory, options: &LoadOptions) -> Result<LoadOptions, ServerError> {
+    let mut options = options.clone();
+    if config.tune {
+        let tuning =
+            tune(directory, &options, config.settled()).map_err(|error| ServerError::model(&directory.path, error))?;
+        let plan = plan(config, tuning.as_ref().map(|tuning| tuning.plan));
+        options.session.threads = plan.threads;
+        options.n_sessions = plan.sessions;
+        options.limits.max_batch_size = plan.max_batch_size;
+        options.decode_pool = decode_pool(config, plan, options.decode_pool)?;
+        options.tuning = tuning.map(Arc::new);
+    }
+    Ok(options)
+}
+
+fn plan(config: &Config, found: Option<Plan>) -> Plan {
+    let on_cuda = config.device.expects_cuda();
+    config.settled().or(found, |sessions| {
+        let sessions = sessions.unwrap_or(if on_cuda { 1 } else { cores() });
+        let max_batch_size = if on_cuda { CUDA_MAX_BATCH_SIZE } else { CPU_MAX_BATCH_SIZE };
+        Plan { sessions, threads: (cores() / sessions).max(1), max_batch_size }
+    })
+}
+
+/// The threads that decode for a model, if its workers do not: those that there are already, or new ones.
+fn decode_pool(config: &Config, plan: Plan, started: Option<DecodePool>) -> Result<Option<DecodePool>, ServerError> {
+    let n_threads = match config.decode_threads {
+        Some(given) => given,
+        // A worker for each core keeps the cores busy by itself.
+        None if !config.device.expects_cuda() && plan.sessions >= cores() => 0,
+        None => cores(),
+    };
+    match (n_threads, started) {
+        (0, _) => Ok(None),
+        (_, Some(pool)) => Ok(Some(pool)),
+        (n_threads, None) => DecodePool::start(n_threads).map(Some).map_err(ServerError::Thread),
+    }
 }
 
 impl Server {
@@ -206,10 +245,12 @@ impl Server {
             if models.iter().any(|model: &Arc<crate::registry::Model>| model.name() == directory.name) {
                 return Err(ServerError::NameTwice { name: directory.name });
             }
+            let options = tuned(&self.config, &directory, &options)?;
             let model = load_model(&directory, &options).map_err(|error| ServerError::model(path, error))?;
             tracing::info!(
                 model = model.name(), classes = model.labels().len(), feature_dim = model.feature_dim(),
-                provider = %model.provider(), sessions = model.batcher().n_workers(),
+                provider = %model.provider(), sessions = options.n_sessions,
+                threads = options.session.threads, max_batch_size = options.limits.max_batch_size,
                 "model `{}` is ready on {}", model.name(), model.provider()
             );
             models.push(Arc::new(model));
@@ -220,6 +261,7 @@ impl Server {
             let _ = self.poller.set(Poller::start(models.clone(), self.config.state_poll)?);
         }
         self.app.registry.fill(models);
+        memory::give_back();
         self.app.enter(Phase::Ready);
         Ok(())
     }

@@ -103,7 +103,7 @@ impl Setup {
         options.models.clone_from(&self.models);
         options.state_dir = Some(self.state.path().to_owned());
         options.device = Some("cpu".parse().unwrap());
-        (options.sessions, options.threads, options.decode_threads) = (one, one, one);
+        (options.sessions, options.threads, options.decode_threads) = (one, one, Some(0));
         options.admin_token_file = self.token_file.then_some(token_file);
         let mut config = options.resolve().unwrap();
         (self.configure)(&mut config);

@@ -2,6 +2,7 @@
 
 use equipoise::onnx::{Backbone, DeviceChoice, Features, OnnxError, Provider, Scorer, SessionOptions};
 
+use crate::app::icons30;
 use crate::onnx::{data_dir, golden, max_difference, on_cpu, pixels, read_model};
 
 #[track_caller]
@@ -40,6 +41,41 @@ fn a_batch_answers_what_its_images_answer_alone() {
             assert!(max_difference(&batch, &alone) <= 1e-6, "{file}, n={n}");
         }
     }
+}
+
+#[test]
+fn copies_answer_to_the_last_bit_what_the_first_one_does() {
+    let files = ["", "_fixed_batch", "_4d", "_two_outputs", "_symbolic", "_external", "_free"];
+    for file in files.map(|file| format!("backbone{file}.onnx")) {
+        let mut first = load(&file);
+        let expected = first.run(&pixels(3), 3, 8, 8).expect(&file).to_host().expect(&file).into_owned();
+        let model = read_model(&file);
+        for size in [Some((8, 8)), None] {
+            let copies = load(&file).replicate(&model, Some(&data_dir()), &on_cpu(), 3, size).expect(&file);
+            assert_eq!(copies.len(), 3);
+            for mut copy in copies {
+                let found = copy.run(&pixels(3), 3, 8, 8).expect(&file);
+                assert_eq!(found.to_host().expect(&file), expected.as_slice(), "{file}");
+                assert_eq!((copy.feature_dim(), copy.provider()), (6, Provider::Cpu), "{file}");
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn copies_hold_their_weights_in_pages_of_one_file() {
+    let path = icons30().join("backbone.onnx");
+    let model = std::fs::read(&path).expect("the model that ships");
+    let first = Backbone::load(&model, None, &on_cpu()).expect("a backbone");
+    let copies = first.replicate(&model, None, &on_cpu(), 3, Some((32, 32))).expect("copies");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("what is mapped");
+    let is_of = |line: &&str| line.contains("weights.bin") && line.ends_with("(deleted)");
+    let inodes: Vec<&str> = maps.lines().filter(is_of).filter_map(|line| line.split_whitespace().nth(4)).collect();
+    // Other tests may have mapped theirs at the same time.
+    let is_shared = |inode: &&&str| inodes.iter().filter(|other| other == inode).count() >= 3;
+    assert!(inodes.iter().any(|inode| is_shared(&inode)), "{inodes:?}");
+    assert_eq!(copies.len(), 3);
 }
 
 #[test]

@@ -257,6 +257,23 @@ async fn every_broken_image_is_refused_and_the_server_goes_on() {
 }
 
 #[tokio::test]
+async fn threads_that_decode_beside_the_workers_answer_the_same() {
+    let app = Setup::new().config(|config| config.decode_threads = Some(2)).start();
+    let files = [image("key", 0), image("rocket", 1), image("bell", 2)];
+    let beside = app.classify("", image("key", 0)).await;
+    let within = shared().classify("", image("key", 0)).await;
+    assert_eq!(beside.expect(200).predictions(0), within.expect(200).predictions(0));
+    for bad in 0..files.len() {
+        let mut files = files.clone();
+        files[bad].truncate(300);
+        let (content_type, body) = multipart(&files);
+        let request = app.post(CLASSIFY).header("content-type", content_type).body(body);
+        assert!(send(request).await.problem(422, "invalid_image").starts_with(&format!("image {bad}: ")));
+    }
+    assert_eq!(app.metrics().await.get("equipoise_queue_depth{model=\"icons30\"}"), 0.0);
+}
+
+#[tokio::test]
 async fn multipart_that_is_broken_is_400_and_without_parts_422() {
     let (content_type, whole) = multipart(&[image("key", 0)]);
     let without_boundary = "multipart/form-data";

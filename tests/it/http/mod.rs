@@ -15,6 +15,7 @@ mod rate_limit;
 mod restart;
 mod routes;
 mod tls;
+mod tuning;
 mod under_load;
 
 use std::collections::BTreeMap;

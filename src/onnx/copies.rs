@@ -1,0 +1,114 @@
+//! Several sessions of one backbone that hold its weights once.
+//!
+//! Each session that is loaded the usual way has the weights to itself, and changes their layout while it optimises the graph,
+//! so that they cannot be given to it from outside. So ONNX Runtime optimises once and writes down what comes out, weights in
+//! a file of their own, and the sessions are made of that: they map the file, and the system keeps its pages once for all of
+//! them. The files are gone again as soon as they are mapped.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+
+use super::build::configure;
+use super::device::{DeviceChoice, Provider, SessionOptions};
+use super::error::OnnxError;
+use super::library;
+use super::session::{Backbone, named};
+
+const WEIGHTS: &str = "weights.bin";
+/// Smaller ones stay in the graph.
+const SMALLEST_WEIGHTS_BYTES: &str = "1024";
+
+impl Backbone {
+    /// `n` backbones like this one, made of the same file, that hold its weights once if they run on the CPU.
+    ///
+    /// `image_size` is height and width of the images, if the model does not fix them. Where neither does, or where shared
+    /// weights do not give the same features to the last bit, each has its own.
+    ///
+    /// # Errors
+    /// Those of [`Backbone::load`].
+    pub fn replicate(
+        mut self,
+        model: &[u8],
+        base_dir: Option<&Path>,
+        options: &SessionOptions,
+        n: usize,
+        image_size: Option<(usize, usize)>,
+    ) -> Result<Vec<Self>, OnnxError> {
+        let options = SessionOptions { device: DeviceChoice::from(self.provider()), ..options.clone() };
+        let fixed_size = match self.input_size() {
+            (Some(height), Some(width)) => Some((height, width)),
+            _ => None,
+        };
+        if let (Provider::Cpu, true, Some(size)) = (self.provider(), n >= 2, fixed_size.or(image_size)) {
+            match self.sharing(model, base_dir, &options, n, size) {
+                Ok(sharing) => return Ok(sharing),
+                Err(error) => tracing::debug!(%error, "each session has its own copy of the weights"),
+            }
+        }
+        let mut all = vec![self];
+        while all.len() < n {
+            all.push(Self::load(model, base_dir, &options)?);
+        }
+        Ok(all)
+    }
+
+    fn sharing(
+        &mut self,
+        model: &[u8],
+        base_dir: Option<&Path>,
+        options: &SessionOptions,
+        n: usize,
+        (height, width): (usize, usize),
+    ) -> Result<Vec<Self>, Box<dyn std::error::Error>> {
+        let base_dir = base_dir.map(named);
+        let pixels = noise(3 * height * width);
+        let expected = self.run(&pixels, 1, height, width)?;
+        let sessions = sharing_sessions(model, base_dir.as_deref(), options, n)?;
+        let mut sharing: Vec<Self> = sessions.into_iter().map(|session| self.with_session(session)).collect();
+        let found = sharing.first_mut().ok_or("no session")?.run(&pixels, 1, height, width)?;
+        let is_same = |a: Cow<'_, [f32]>, b: Cow<'_, [f32]>| {
+            a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        match is_same(expected.to_host()?, found.to_host()?) {
+            true => Ok(sharing),
+            false => Err("the optimised graph, written down and read again, gives other features".into()),
+        }
+    }
+}
+
+fn sharing_sessions(
+    model: &[u8],
+    base_dir: Option<&Path>,
+    options: &SessionOptions,
+    n: usize,
+) -> Result<Vec<Session>, Box<dyn std::error::Error>> {
+    let runtime = library::init(None)?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("backbone.onnx");
+    let mut optimising = configure(runtime, options, Provider::Cpu, base_dir)?
+        // It warns that the file is for this machine alone, which is where it stays.
+        .with_log_level(LogLevel::Error)?
+        .with_optimized_model_path(&path)?
+        .with_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)?
+        .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALLEST_WEIGHTS_BYTES)?;
+    drop(optimising.commit_from_memory(model)?);
+    let session = |_| {
+        let builder = configure(runtime, options, Provider::Cpu, None)?;
+        builder.with_optimization_level(GraphOptimizationLevel::Disable)?.commit_from_file(&path)
+    };
+    Ok((0..n).map(session).collect::<ort::Result<_>>()?)
+}
+
+/// Values between -1 and 1, always the same.
+pub(crate) fn noise(len: usize) -> Vec<f32> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
