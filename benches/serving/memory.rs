@@ -55,21 +55,29 @@ fn stat(pid: u32) -> Vec<String> {
     fields.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Device and inode of each file that is mapped, and how much of it is resident, without the pages that were written to.
+/// Device and inode of each file that is mapped, and how much of it is resident, without the pages that were written to. What is
+/// mapped twice from the same offset on counts once.
 fn file_pages(mappings: &str) -> HashMap<String, u64> {
-    let (mut files, mut file) = (HashMap::new(), None);
+    let (mut parts, mut part, mut resident) = (HashMap::<(String, String), u64>::new(), None, 0);
     for line in mappings.lines() {
-        let mut fields = line.split_whitespace();
+        let fields: Vec<&str> = line.split_whitespace().take(5).collect();
         // Every mapping begins with a line like `7f00-7f01 r-xp 00000000 fe:00 1234 /lib/x.so`.
-        if let Some((device, inode)) = fields.nth(3).filter(|field| field.contains(':')).zip(fields.next()) {
-            file = (inode != "0").then(|| format!("{device} {inode}"));
+        if let [_, _, offset, device, inode] = fields[..]
+            && device.contains(':')
+        {
+            part = (inode != "0").then(|| (format!("{device} {inode}"), offset.to_owned()));
         }
-        let Some(file) = &file else { continue };
+        let Some(part) = &part else { continue };
         if let Some(bytes) = bytes_of(line, "Rss:") {
-            *files.entry(file.clone()).or_default() += bytes;
+            resident = bytes;
         } else if let Some(bytes) = bytes_of(line, "Anonymous:") {
-            *files.entry(file.clone()).or_default() -= bytes;
+            let most = parts.entry(part.clone()).or_default();
+            *most = (resident - bytes).max(*most);
         }
+    }
+    let mut files = HashMap::new();
+    for ((file, _), bytes) in parts {
+        *files.entry(file).or_default() += bytes;
     }
     files
 }

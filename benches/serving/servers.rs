@@ -70,7 +70,12 @@ impl Server {
         };
         match self {
             Self::Equipoise => {
-                command.arg("serve").arg(&setting.model).args(["--device", "cpu"]).arg("--state-dir").arg(folder);
+                command
+                    .arg("serve")
+                    .arg(&setting.model)
+                    .args(["--device", "cpu", "--tune"])
+                    .arg("--state-dir")
+                    .arg(folder);
                 command.arg(format!("--listen=127.0.0.1:{port}"));
             }
             Self::FastApi => {
