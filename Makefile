@@ -14,7 +14,7 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit bench-serving bench-lite0 fuzz clean
+.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit bench-serving bench-growth bench-lite0 fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ $(BENCH_SERVING)/.venv/ready: benches/peers/requirements.txt
 	$(PYTHON) -m venv $(BENCH_SERVING)/.venv
 	$(BENCH_SERVING)/.venv/bin/pip install --quiet --requirement benches/peers/requirements.txt
 	touch $@
+
+bench-growth: ort ## Measure what more pixels, heads, models, classes and connections cost (5 minutes; ARGS="--only heads" or "--json")
+	$(CARGO) bench --locked --bench serving -- growth $(addprefix --model ,$(BENCH_LITE0)) $(ARGS)
 
 bench-lite0: ort ## Make EfficientNet-Lite0 for the next bench-serving, which then takes 10 minutes more (torch: 6 GB of disk)
 	$(PYTHON) -m venv $(BENCH_SERVING)/.venv-lite0

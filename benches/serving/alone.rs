@@ -16,6 +16,7 @@ use crate::{
     bare::{Bare, bare_loop, one_by_one},
     client::{Client, request},
     images::{has_test_images, photo_jpegs, test_images},
+    made::{Heads, MadeModel},
     rounds::{Round, http_loop, median, open_loop, quantile},
 };
 
@@ -46,7 +47,8 @@ pub(crate) fn run(model: &Path) {
     let state = tempfile::tempdir().unwrap();
     let arguments =
         ["bench", "--listen", "127.0.0.1:0", "--device", "cpu", "--state-dir"].map(std::ffi::OsString::from);
-    let wide = wide_model();
+    // What a change of tau costs does not depend on the backbone.
+    let wide = MadeModel { name: WIDE, feature_dim: 2048, n_classes: 8142, heads: Heads { own: 1, taus: 1 } }.write();
     let arguments = arguments.into_iter().chain([state.path().into(), model.into(), wide.path().into()]);
     let config = Options::parse_from(arguments).serve.with_file().unwrap().resolve().unwrap();
     let server = Arc::new(Server::new(config).unwrap());
@@ -108,8 +110,8 @@ pub(crate) fn run(model: &Path) {
 
     let authorization = format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", token.trim());
     println!("\n| PATCH of tau | p50 ms | p99 ms |\n|---|---|---|");
-    for model in [&directory.name, WIDE] {
-        let path = format!("/admin/v1/models/{model}/heads/tau");
+    for (model, head) in [(directory.name.as_str(), "tau"), (WIDE, "tau-0")] {
+        let path = format!("/admin/v1/models/{model}/heads/{head}");
         let patches: Vec<Vec<u8>> = (0..10)
             .map(|step| {
                 request("PATCH", &path, &authorization, format!("{{\"tau\": {}}}", f64::from(step) / 10.0).as_bytes())
@@ -159,35 +161,4 @@ fn beside_a_fit(server: &Server, address: SocketAddr, model: &str, requests: &[V
     println!("| alone | {:.2} | {:.2} |", alone.p50_ms, alone.p99_ms);
     println!("| beside a cRT fit | {:.2} | {:.2} |", beside.p50_ms, beside.p99_ms);
     println!("| ratio | {:.2} | {:.2} |", beside.p50_ms / alone.p50_ms, beside.p99_ms / alone.p99_ms);
-}
-
-/// A model directory with 2048 features and 8142 classes: what a change of tau costs does not depend on the backbone.
-fn wide_model() -> tempfile::TempDir {
-    let (feature_dim, n_classes) = (2048, 8142);
-    let directory = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/onnx/backbone_wide.onnx");
-    std::fs::copy(source, directory.path().join("backbone.onnx")).unwrap();
-    let labels: String = (0..n_classes).map(|class| format!("class {class}\n")).collect();
-    std::fs::write(directory.path().join("labels.txt"), labels).unwrap();
-    let toml = format!(
-        "name = \"{WIDE}\"\nbackbone = \"backbone.onnx\"\n[preprocess]\nresize = [8, 8]\n\
-         interpolation = \"nearest\"\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n\
-         [classes]\nlabels = \"labels.txt\"\n[heads]\ndefault = \"joint\"\n\
-         [heads.joint]\nfile = \"heads/joint.safetensors\"\n[heads.tau]\nkind = \"tau_norm\"\nbase = \"joint\"\n"
-    );
-    std::fs::write(directory.path().join("model.toml"), toml).unwrap();
-    std::fs::create_dir(directory.path().join("heads")).unwrap();
-    let weight: Vec<f32> = (0..feature_dim * n_classes).map(|i| ((i * 31 % 1009) as f32 - 504.0) / 1e4).collect();
-    let metadata = [
-        ("format", "equipoise-head/1".to_owned()),
-        ("kind", "joint".to_owned()),
-        ("classes", n_classes.to_string()),
-        ("feature_dim", feature_dim.to_string()),
-    ];
-    let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    let tensors = [("weight".to_owned(), TensorView::F32(&weight, vec![n_classes, feature_dim]))].into();
-    let mut head = Vec::new();
-    write_safetensors(&mut head, &metadata, &tensors).unwrap();
-    std::fs::write(directory.path().join("heads/joint.safetensors"), head).unwrap();
-    directory
 }

@@ -10,7 +10,7 @@ use std::{
 use equipoise::{
     heads::HeadFile,
     onnx::{Backbone, DeviceChoice, Scorer, ScorerSpec, SessionOptions},
-    preprocess::{DecodeLimits, Preprocessor},
+    preprocess::{DecodeLimits, Preprocessor, Tensor},
     registry::ModelDirectory,
 };
 
@@ -41,8 +41,13 @@ impl Bare {
         Self { session, head, preprocessor, height, width }
     }
 
+    /// Decode and resample, and nothing else.
+    pub(crate) fn prepare(&self, image: &[u8]) -> Tensor {
+        self.preprocessor.run(image).unwrap()
+    }
+
     pub(crate) fn run(&mut self, image: &[u8]) {
-        let tensor = self.preprocessor.run(image).unwrap();
+        let tensor = self.prepare(image);
         let features = self.session.run(&tensor.pixels, 1, self.height, self.width).unwrap();
         self.head.run(&features).unwrap();
     }

@@ -19,7 +19,7 @@ use crate::{
     memory::{core_seconds, own_core_seconds, resident_bytes},
     plot,
     report::{Closed, Comparison, Measured, Open, beside_the_best_peer, print},
-    rounds::{Round, http_loop, median, open_loop},
+    rounds::{Round, http_loop, in_turn, median, open_loop},
     servers::{Best, Server, ServerProcess, Setting, end_with_ctrl_c},
 };
 
@@ -110,7 +110,8 @@ fn compare(options: &BesideOptions, model: &Path) -> Comparison {
     let directory = ModelDirectory::read(model).unwrap();
     let round = options.round(model);
     let mut field = Field { n_rounds: options.rounds, round, images: Images::of(model), servers: Vec::new() };
-    let jpeg_difference = field.start(&Setting { model: model.to_owned(), python: options.python.clone() });
+    let jpeg_difference =
+        field.start(&Setting { models: vec![model.to_owned()], tune: true, python: options.python.clone() });
     let mut lines: Vec<Bare> = (0..cores()).map(|_| Bare::load(&directory)).collect();
 
     let mut servers: Vec<Measured> = Server::ALL.map(Measured::new).into();
@@ -175,15 +176,7 @@ impl Field {
 
     /// Gives every server its turn in every round; the results by server.
     fn in_turn<T>(&self, mut measure: impl FnMut(&Entrant, usize) -> T) -> Vec<Vec<T>> {
-        let n_servers = self.servers.len();
-        let mut results: Vec<Vec<T>> = (0..n_servers).map(|_| Vec::new()).collect();
-        for round in 0..self.n_rounds {
-            for place in 0..n_servers {
-                let index = (round + place) % n_servers;
-                results[index].push(measure(&self.servers[index], index));
-            }
-        }
-        results
+        in_turn(self.servers.len(), self.n_rounds, |index| measure(&self.servers[index], index))
     }
 
     /// Connections that always have a request under way, each round after one of the bare loop.

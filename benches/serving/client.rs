@@ -3,11 +3,19 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    time::Duration,
 };
 
 pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
+}
+
+/// What came back.
+pub(crate) struct Answer<'a> {
+    pub(crate) status: usize,
+    head: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 impl Client {
@@ -19,6 +27,14 @@ impl Client {
 
     /// Sends a request and gives back the body of the answer. Whatever is no success is an error.
     pub(crate) fn send(&mut self, request: &[u8]) -> io::Result<&[u8]> {
+        match self.ask(request)? {
+            Answer { status: 200..300, body, .. } => Ok(body),
+            Answer { head, body, .. } => Err(io::Error::other(String::from_utf8_lossy(&[head, body].concat()))),
+        }
+    }
+
+    /// Sends a request and gives back the answer, whatever it is.
+    pub(crate) fn ask(&mut self, request: &[u8]) -> io::Result<Answer<'_>> {
         self.stream.write_all(request)?;
         let mut length = 0;
         let body_start = loop {
@@ -28,15 +44,14 @@ impl Client {
             }
         };
         let head = &self.buffer[..body_start];
-        let is_success = head.starts_with(b"HTTP/1.1 2");
-        let end = body_start + content_length(head).ok_or_else(|| io::Error::other("an answer without a length"))?;
+        let status = head.get(9..12).and_then(number).ok_or_else(|| io::Error::other("an answer without a status"))?;
+        let body_length = header(head, b"content-length:").and_then(number);
+        let end = body_start + body_length.ok_or_else(|| io::Error::other("an answer without a length"))?;
         while length < end {
             length += self.read(length)?;
         }
-        match is_success {
-            true => Ok(&self.buffer[body_start..end]),
-            false => Err(io::Error::other(String::from_utf8_lossy(&self.buffer[..end]).into_owned())),
-        }
+        let (head, body) = self.buffer[..end].split_at(body_start);
+        Ok(Answer { status, head, body })
     }
 
     fn read(&mut self, length: usize) -> io::Result<usize> {
@@ -50,11 +65,21 @@ impl Client {
     }
 }
 
-fn content_length(head: &[u8]) -> Option<usize> {
-    const NAME: &[u8] = b"content-length:";
-    let is_it = |line: &&[u8]| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME));
-    let line = head.split(|byte| *byte == b'\n').find(is_it)?;
-    std::str::from_utf8(&line[NAME.len()..]).ok()?.trim().parse().ok()
+impl Answer<'_> {
+    /// How long it asks to wait before the next request.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        header(self.head, b"retry-after:").and_then(number).map(|seconds| Duration::from_secs(seconds as u64))
+    }
+}
+
+/// The value of the header of that name, which ends in a colon.
+fn header<'a>(head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let is_it = |line: &&[u8]| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+    head.split(|byte| *byte == b'\n').find(is_it).map(|line| &line[name.len()..])
+}
+
+fn number(text: &[u8]) -> Option<usize> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 pub(crate) fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {

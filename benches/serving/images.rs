@@ -56,20 +56,24 @@ pub(crate) fn photo_jpegs() -> Vec<Vec<u8>> {
     photos().iter().map(|photo| jpeg(photo, PHOTO_QUALITY)).collect()
 }
 
-/// Pictures of 500 x 375 with structure at every scale, so that decoding costs what it costs on a photo.
+/// A JPEG of that size, as one of the photos.
+pub(crate) fn photo_jpeg(width: u32, height: u32) -> Vec<u8> {
+    jpeg(&photo(width, height, 0), PHOTO_QUALITY)
+}
+
 fn photos() -> Vec<RgbImage> {
-    (0..16u32)
-        .map(|seed| {
-            let mut noise = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-            RgbImage::from_fn(500, 375, |x, y| {
-                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let (x, y, s) = (x as f32, y as f32, seed as f32 + 1.0);
-                let wave =
-                    |k: f32| 127.0 + 60.0 * ((x / (k * s)).sin() + (y / k).cos()) + (noise >> 29) as f32 * 4.0 - 14.0;
-                image::Rgb([wave(7.0) as u8, wave(19.0) as u8, wave(53.0) as u8])
-            })
-        })
-        .collect()
+    (0..16).map(|seed| photo(500, 375, seed)).collect()
+}
+
+/// A picture with structure at every scale, so that decoding costs what it costs on a photo.
+fn photo(width: u32, height: u32, seed: u32) -> RgbImage {
+    let mut noise = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    RgbImage::from_fn(width, height, |x, y| {
+        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (x, y, s) = (x as f32, y as f32, seed as f32 + 1.0);
+        let wave = |k: f32| 127.0 + 60.0 * ((x / (k * s)).sin() + (y / k).cos()) + (noise >> 29) as f32 * 4.0 - 14.0;
+        image::Rgb([wave(7.0) as u8, wave(19.0) as u8, wave(53.0) as u8])
+    })
 }
 
 fn jpeg(picture: &RgbImage, quality: u8) -> Vec<u8> {

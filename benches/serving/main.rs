@@ -5,12 +5,14 @@
 //! EQUIPOISE_BENCH_MODEL=DIR cargo bench --bench serving  another model than icons30
 //! make bench-serving                                     beside FastAPI, LitServe and mosec, each a process of its own
 //! make bench-serving ARGS="--requests 1000000"           what a request leaves behind in memory
+//! make bench-growth                                      what more pixels, heads, models, classes, connections cost
 //! ```
 //!
 //! ```text
 //! alone    HTTP beside bare, several heads, a change of tau, beside a fit
 //! beside   the same load on several servers in turn: servers starts them, memory weighs them, report and plot show it
 //! soak     resident memory over many requests
+//! growth   a curve for each thing that there can be more of; made makes the models for it
 //! bare     decode, resample and run in a loop: the limit
 //! client, rounds, images: the load
 //! ```
@@ -20,7 +22,9 @@ mod alone;
 mod bare;
 mod beside;
 mod client;
+mod growth;
 mod images;
+mod made;
 mod memory;
 mod plot;
 mod report;
@@ -46,6 +50,8 @@ struct Options {
 enum Mode {
     /// Compare with other servers
     Beside(beside::BesideOptions),
+    /// Measure what more of one thing costs
+    Growth(growth::GrowthOptions),
 }
 
 fn main() {
@@ -53,6 +59,7 @@ fn main() {
         None => alone::run(&std::env::var_os("EQUIPOISE_BENCH_MODEL").map_or_else(shipped_model, PathBuf::from)),
         Some(Mode::Beside(options)) if options.requests > 0 => soak::run(&options),
         Some(Mode::Beside(options)) => beside::run(&options),
+        Some(Mode::Growth(options)) => growth::run(&options),
     }
 }
 

@@ -70,6 +70,22 @@ pub(crate) fn closed_loop<W: FnMut(usize) -> io::Result<()>>(
     on_threads(n_threads, |_| start.elapsed() < duration, || Ok(timed(make()?)))
 }
 
+/// As [`closed_loop`], but only what `work` says true of counts.
+pub(crate) fn counting_loop<W: FnMut(usize) -> io::Result<bool>>(
+    n_threads: usize,
+    duration: Duration,
+    make: impl Fn() -> io::Result<W> + Sync,
+) -> io::Result<Round> {
+    let start = Instant::now();
+    let timed = |mut work: W| {
+        move |item| {
+            let begin = Instant::now();
+            Ok(work(item)?.then(|| begin.elapsed()))
+        }
+    };
+    on_threads(n_threads, |_| start.elapsed() < duration, || Ok(timed(make()?)))
+}
+
 /// As many connections as `concurrency`, each with its next request as soon as it has the answer to the last.
 pub(crate) fn http_loop(
     address: SocketAddr,
@@ -77,7 +93,7 @@ pub(crate) fn http_loop(
     concurrency: usize,
     duration: Duration,
 ) -> io::Result<Round> {
-    closed_loop(concurrency, duration, || in_turn(address, requests))
+    closed_loop(concurrency, duration, || one_after_the_other(address, requests))
 }
 
 /// As [`http_loop`], but for `n_requests`.
@@ -87,7 +103,7 @@ pub(crate) fn http_requests(
     concurrency: usize,
     n_requests: usize,
 ) -> io::Result<Round> {
-    on_threads(concurrency, |item| item < n_requests, || Ok(timed(in_turn(address, requests)?)))
+    on_threads(concurrency, |item| item < n_requests, || Ok(timed(one_after_the_other(address, requests)?)))
 }
 
 /// Sends requests at a fixed rate, whether or not earlier ones are answered.
@@ -105,33 +121,46 @@ pub(crate) fn open_loop(
         N_OPEN,
         |item| item < n_requests,
         || {
-            let mut send = in_turn(address, requests)?;
+            let mut send = one_after_the_other(address, requests)?;
             Ok(move |item: usize| {
                 let due = start + Duration::from_secs_f64(item as f64 / per_second);
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 send(item)?;
-                Ok(due.elapsed())
+                Ok(Some(due.elapsed()))
             })
         },
     )
 }
 
 /// A connection that sends the request of an item.
-fn in_turn(address: SocketAddr, requests: &[Vec<u8>]) -> io::Result<impl FnMut(usize) -> io::Result<()>> {
+fn one_after_the_other(address: SocketAddr, requests: &[Vec<u8>]) -> io::Result<impl FnMut(usize) -> io::Result<()>> {
     let mut client = Client::connect(address)?;
     Ok(move |item: usize| client.send(&requests[item % requests.len()]).map(drop))
 }
 
-fn timed(mut work: impl FnMut(usize) -> io::Result<()>) -> impl FnMut(usize) -> io::Result<Duration> {
+fn timed(mut work: impl FnMut(usize) -> io::Result<()>) -> impl FnMut(usize) -> io::Result<Option<Duration>> {
     move |item| {
         let begin = Instant::now();
         work(item)?;
-        Ok(begin.elapsed())
+        Ok(Some(begin.elapsed()))
     }
 }
 
-/// Hands items out to threads as long as there is another one and none has failed, and gathers how long each took.
-fn on_threads<W: FnMut(usize) -> io::Result<Duration>>(
+/// Gives each of `n` its turn in every round, each time another one first; the results of each.
+pub(crate) fn in_turn<T>(n: usize, n_rounds: usize, mut measure: impl FnMut(usize) -> T) -> Vec<Vec<T>> {
+    let mut results: Vec<Vec<T>> = (0..n).map(|_| Vec::new()).collect();
+    for round in 0..n_rounds {
+        for place in 0..n {
+            let index = (round + place) % n;
+            results[index].push(measure(index));
+        }
+    }
+    results
+}
+
+/// Hands items out to threads as long as there is another one and none has failed, and gathers how long each took that
+/// counts.
+fn on_threads<W: FnMut(usize) -> io::Result<Option<Duration>>>(
     n_threads: usize,
     is_another: impl Fn(usize) -> bool + Sync,
     make: impl Fn() -> io::Result<W> + Sync,
@@ -144,7 +173,7 @@ fn on_threads<W: FnMut(usize) -> io::Result<Duration>>(
             if !is_another(item) || has_failed.load(Ordering::Relaxed) {
                 return Ok(latencies_ms);
             }
-            latencies_ms.push(work(item)?.as_secs_f64() * 1e3);
+            latencies_ms.extend(work(item)?.map(|latency| latency.as_secs_f64() * 1e3));
         }
     };
     let latencies_ms = std::thread::scope(|scope| {

@@ -72,10 +72,10 @@ impl Server {
             Self::Equipoise => {
                 command
                     .arg("serve")
-                    .arg(&setting.model)
-                    .args(["--device", "cpu", "--tune"])
-                    .arg("--state-dir")
-                    .arg(folder);
+                    .args(&setting.models)
+                    .args(["--device", "cpu"])
+                    .args(setting.tune.then_some("--tune"));
+                command.arg("--state-dir").arg(folder);
                 command.arg(format!("--listen=127.0.0.1:{port}"));
             }
             Self::FastApi => {
@@ -93,7 +93,7 @@ impl Server {
                 command.arg(format!("--port={port}")).arg("--timeout=30000");
             }
         }
-        command.env("EQUIPOISE_BENCH_MODEL", &setting.model).env("TMPDIR", folder);
+        command.env("EQUIPOISE_BENCH_MODEL", &setting.models[0]).env("TMPDIR", folder);
         // A worker for each core, and no threads of numpy's beside it: as many threads that compute as equipoise has.
         command.env("EQUIPOISE_BENCH_WORKERS", cores().to_string()).env("OPENBLAS_NUM_THREADS", "1");
         command.env("PYTHONDONTWRITEBYTECODE", "1");
@@ -103,8 +103,10 @@ impl Server {
 
 /// What all servers are started with.
 pub(crate) struct Setting {
-    /// A model directory.
-    pub(crate) model: PathBuf,
+    /// Model directories: one, and of equipoise any number.
+    pub(crate) models: Vec<PathBuf>,
+    /// Whether equipoise measures first how it runs best.
+    pub(crate) tune: bool,
     /// What runs the peers.
     pub(crate) python: Option<PathBuf>,
 }
@@ -113,6 +115,8 @@ pub(crate) struct Setting {
 pub(crate) struct ServerProcess {
     pub(crate) server: Server,
     pub(crate) address: SocketAddr,
+    /// From its start to its first answer.
+    pub(crate) started_in: Duration,
     leader: Child,
     /// For its log, its state and its sockets.
     folder: TempDir,
@@ -131,14 +135,16 @@ impl ServerProcess {
         let folder = tempfile::tempdir().unwrap();
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut command = server.command(setting, address.port(), folder.path());
+        let start = Instant::now();
         let log = File::create(folder.path().join("log")).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let leader = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         GROUPS.lock().unwrap().push(leader.id());
-        let mut process = Self { server, address, leader, folder };
+        let mut process = Self { server, address, started_in: Duration::ZERO, leader, folder };
         process.wait_until_ready(image);
+        process.started_in = start.elapsed();
         process
     }
 
@@ -153,7 +159,7 @@ impl ServerProcess {
                 let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
                 panic!("{} does not answer: {failed}\n{log}", self.server.name());
             }
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -164,6 +170,12 @@ impl ServerProcess {
 
     pub(crate) fn request(&self, image: &[u8]) -> Vec<u8> {
         request("POST", self.server.path(), "Content-Type: image/jpeg\r\n", image)
+    }
+
+    /// What equipoise's admin API asks for.
+    pub(crate) fn admin_headers(&self) -> String {
+        let token = std::fs::read_to_string(self.folder.path().join("admin-token")).unwrap();
+        format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", token.trim())
     }
 
     /// What it says of an image.

@@ -37,7 +37,7 @@ pub(crate) fn run(options: &BesideOptions) {
     for model in options.models() {
         let images = Images::of(&model).jpegs;
         let name = ModelDirectory::read(&model).unwrap().name;
-        let setting = Setting { model, python: None };
+        let setting = Setting { models: vec![model], tune: false, python: None };
         let soak =
             soak(name, &ServerProcess::start(Server::Equipoise, &setting, &images[0]), &images, options.requests);
         match options.json {

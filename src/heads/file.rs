@@ -98,8 +98,8 @@ pub enum HeadFileError {
     Settings(#[from] SettingsError),
 }
 
-/// A head and the digest of the file it was read from.
-#[derive(Debug)]
+/// A head and the digest of the file it was read from. A clone shares the weights.
+#[derive(Clone, Debug)]
 pub struct HeadFile {
     /// The head.
     pub head: Head,

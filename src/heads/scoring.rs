@@ -206,14 +206,7 @@ pub fn top_k(logits: &[f64], k: usize) -> Vec<Prediction> {
     // Insertion into a short list beats a selection over all indices while k is small, which is nearly always.
     let mut best: Vec<usize> = Vec::with_capacity(k + 1);
     if k <= 16 {
-        for (class, logit) in logits.iter().enumerate() {
-            if best.len() == k && best.last().is_some_and(|&last| *logit <= logits[last]) {
-                continue;
-            }
-            let position = best.partition_point(|&other| logits[other] >= *logit);
-            best.insert(position, class);
-            best.truncate(k);
-        }
+        insert_best(logits, k, &mut best);
     } else {
         best.extend(0..logits.len());
         best.select_nth_unstable_by(k - 1, better);
@@ -223,6 +216,30 @@ pub fn top_k(logits: &[f64], k: usize) -> Vec<Prediction> {
     best.into_iter()
         .map(|class| Prediction { class, probability: (logits[class] - max).exp() / sum, logit: logits[class] })
         .collect()
+}
+
+/// The `k` best of `logits`, best first, by insertion into `best`, which is empty.
+#[multiversion(targets("x86_64+avx2"))]
+fn insert_best(logits: &[f64], k: usize, best: &mut Vec<usize>) {
+    const LANES: usize = 8;
+    let insert = |best: &mut Vec<usize>, class: usize| {
+        best.insert(best.partition_point(|&other| logits[other] >= logits[class]), class);
+    };
+    (0..k).for_each(|class| insert(best, class));
+    for (block, first) in logits[k..].chunks(LANES).zip((k..).step_by(LANES)) {
+        // Nearly every block has nothing better than what is there, and one comparison of all of it at once says so.
+        let worst = best.last().map_or(f64::NEG_INFINITY, |&last| logits[last]);
+        if block.iter().fold(true, |none, logit| none & (*logit <= worst)) {
+            continue;
+        }
+        for class in first..first + block.len() {
+            if best.last().is_some_and(|&last| logits[class] <= logits[last]) {
+                continue;
+            }
+            insert(best, class);
+            best.truncate(k);
+        }
+    }
 }
 
 /// `max z` and `Σ exp(zᵢ − max z)`. Each term is at most 1, so f32 carries it to 1e-7 of the largest; the sum stays in f64.

@@ -176,11 +176,14 @@ pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(
 
 /// A float32 constant. Lengths have been checked to fit long before an i64 overflows.
 pub(super) fn constant(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
+    // Of the right size from the start: a list that grows would leave holes of many megabytes behind.
+    let mut bytes = Vec::with_capacity(size_of_val(values));
+    values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
     TensorProto {
         name: Some(name.to_owned()),
         dims: dims.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect(),
         data_type: Some(data_type::FLOAT),
-        raw_data: Some(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        raw_data: Some(bytes),
         ..TensorProto::default()
     }
 }

@@ -48,15 +48,19 @@ impl Scorer {
     /// [`OnnxError::WeightShape`], [`OnnxError::TooLarge`], and those of loading and of a first run.
     pub fn build(spec: &ScorerSpec<'_>, options: &SessionOptions) -> Result<Self, OnnxError> {
         super::library::init(None)?;
-        let model = spec.encode()?;
+        Self::build_on_any(spec, &spec.encode()?, options)
+    }
+
+    /// On the first of the devices asked for that works.
+    fn build_on_any(spec: &ScorerSpec<'_>, model: &[u8], options: &SessionOptions) -> Result<Self, OnnxError> {
         let providers = providers_to_try(options.device);
         for (i, &provider) in providers.iter().enumerate() {
-            match Self::build_on(spec, &model, options, provider, None) {
+            match Self::build_on(spec, model, options, provider, None) {
                 Err(err) if i + 1 < providers.len() && err.is_of_the_device() => _ = tell_fallback(provider, &err),
                 result => return result,
             }
         }
-        Self::build_on(spec, &model, options, Provider::Cpu, None)
+        Self::build_on(spec, model, options, Provider::Cpu, None)
     }
 
     /// Builds one scorer for each of `n_sessions` workers; from three on the CPU they share the weights' memory.
@@ -69,11 +73,11 @@ impl Scorer {
         n_sessions: usize,
     ) -> Result<Vec<Self>, OnnxError> {
         let is_worth_sharing = SHARING_PAYS_FROM <= n_sessions && options.device == DeviceChoice::Cpu;
-        if !is_worth_sharing {
-            return (0..n_sessions).map(|_| Self::build(spec, options)).collect();
-        }
         super::library::init(None)?;
         let model = spec.encode()?;
+        if !is_worth_sharing {
+            return (0..n_sessions).map(|_| Self::build_on_any(spec, &model, options)).collect();
+        }
         let shared = SharedWeight::new(WEIGHT, [spec.num_classes, spec.feature_dim], spec.weight);
         let shared = shared.map_err(|source| OnnxError::Load { device: options.device, source })?;
         (0..n_sessions).map(|_| Self::build_on(spec, &model, options, Provider::Cpu, Some(&shared))).collect()

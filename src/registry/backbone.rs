@@ -7,7 +7,10 @@ use std::{
     time::SystemTime,
 };
 
-use super::{HeadOrigin, LoadError, LoadOptions, ModelDirectory, load::DeclaredFile};
+use super::{
+    HeadOrigin, LoadError, LoadOptions, ModelDirectory,
+    load::{DeclaredFile, FileSource},
+};
 use crate::{
     batcher::Backbone,
     files::{FileUnreadable, read},
@@ -52,7 +55,7 @@ pub(super) fn load_backbones(
             let bytes = classifier_head_file(&made, directory.train_counts.as_deref());
             let parsed =
                 HeadFile::parse(&bytes).map_err(|source| LoadError::HeadFile { path: path.clone(), source })?;
-            files.insert(name.clone(), DeclaredFile { bytes, parsed });
+            files.insert(name.clone(), DeclaredFile { source: FileSource::Made(bytes), parsed });
         }
         cut = Some(made);
     }

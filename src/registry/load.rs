@@ -1,6 +1,7 @@
 //! From a model directory, and what the state directory remembers of it, to a model that serves.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::Arc,
@@ -20,7 +21,7 @@ use crate::{
     batcher::{Backbone, BatchLimits, Batcher, DecodePool, Rebuild},
     dataset::Shot,
     files::{FileUnreadable, read},
-    heads::{HeadFile, HeadFileError},
+    heads::{Digest, HeadFile, HeadFileError},
     metrics::Metrics,
     onnx::{CutError, OnnxError, SessionOptions},
     preprocess::{DecodeLimits, PreprocessConfigError, Preprocessor},
@@ -114,6 +115,12 @@ pub enum LoadError {
         path: PathBuf,
         /// What is wrong.
         source: HeadFileError,
+    },
+    /// A head file is not the one that was read a moment ago.
+    #[error("{path}: it was changed while the server was starting", path = path.display())]
+    HeadFileChanged {
+        /// The file.
+        path: PathBuf,
     },
     /// A head cannot be served by this model.
     #[error("head `{head}` version {version}: {source}")]
@@ -215,13 +222,40 @@ pub fn load_model_with(
 
 /// A head file of the directory, or one made of a classifier's last layer.
 pub(super) struct DeclaredFile {
-    pub(super) bytes: Vec<u8>,
+    pub(super) source: FileSource,
     pub(super) parsed: HeadFile,
 }
 
 pub(super) fn preprocessor_of(directory: &ModelDirectory, options: &LoadOptions) -> Result<Preprocessor, LoadError> {
     Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())
         .map_err(|source| LoadError::Preprocess { path: directory.path.join("model.toml"), source })
+}
+
+/// Where the bytes of a head file are.
+pub(super) enum FileSource {
+    /// On the disk.
+    Directory(PathBuf),
+    /// Here alone.
+    Made(Vec<u8>),
+}
+
+impl DeclaredFile {
+    /// The bytes that were parsed, for the store.
+    ///
+    /// Why are those on the disk read once more, and not kept? All of them together would be held while sessions are
+    /// built, and leave holes of their size between what stays.
+    pub(super) fn bytes(&self) -> Result<Cow<'_, [u8]>, LoadError> {
+        match &self.source {
+            FileSource::Made(bytes) => Ok(bytes.into()),
+            FileSource::Directory(path) => {
+                let bytes = read(path)?;
+                match Digest::of(&bytes) == self.parsed.digest {
+                    true => Ok(bytes.into()),
+                    false => Err(LoadError::HeadFileChanged { path: path.clone() }),
+                }
+            }
+        }
+    }
 }
 
 pub(super) fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<String, DeclaredFile>, LoadError> {
@@ -231,7 +265,7 @@ pub(super) fn read_head_files(directory: &ModelDirectory) -> Result<BTreeMap<Str
             let bytes = read(path)?;
             let parsed =
                 HeadFile::parse(&bytes).map_err(|source| LoadError::HeadFile { path: path.clone(), source })?;
-            files.insert(name.clone(), DeclaredFile { bytes, parsed });
+            files.insert(name.clone(), DeclaredFile { source: FileSource::Directory(path.clone()), parsed });
         }
     }
     Ok(files)

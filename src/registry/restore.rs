@@ -113,16 +113,13 @@ fn build_one(
     let failed = |source: RegistryError| LoadError::Head { head: id.head.clone(), version: id.version, source };
     let built = match &version.source {
         HeadSource::File(digest) => {
-            let stored;
-            let bytes = match (sources.files.get(digest), sources.store) {
-                (Some(file), _) => &file.bytes,
+            let file = match (sources.files.get(digest), sources.store) {
+                (Some(file), _) => file.parsed.clone(),
                 (None, store) => {
                     let store = store.ok_or(super::StateError::Absent)?;
-                    stored = store.blob(digest)?;
-                    &stored
+                    HeadFile::parse(&store.blob(digest)?).map_err(|error| failed(error.into()))?
                 }
             };
-            let file = HeadFile::parse(bytes).map_err(|error| failed(error.into()))?;
             builder.of_file(id.clone(), file, version.settings)
         }
         HeadSource::Derived(spec) => match state.head(&spec.base.head, Some(spec.base.version)) {

@@ -147,7 +147,7 @@ impl Start<'_> {
             let is_named =
                 |digest| previous.as_ref().is_some_and(|previous| previous.blobs().any(|blob| blob == digest));
             for (digest, file) in &sources.files {
-                store.put_blob(digest, &file.bytes, is_named(digest))?;
+                store.put_blob(digest, &file.bytes()?, is_named(digest))?;
             }
             highest += 1;
             state.generation = highest;
@@ -188,7 +188,7 @@ impl Start<'_> {
                 && is_damage(&error, store)
             {
                 damage.found(&self.directory.name, &error);
-                store.put_blob(&digest, &file.bytes, false)?;
+                store.put_blob(&digest, &file.bytes()?, false)?;
                 tracing::warn!(model = self.directory.name, digest, "wrote it again: the model directory has the file");
             }
         }
