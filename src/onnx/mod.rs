@@ -3,6 +3,7 @@
 //! ```text
 //! library   finds libonnxruntime and loads it, once per process
 //! device    what was asked for, what is in use
+//! cuda, batch_sizes, device_memory  what is different on an NVIDIA device
 //! session   the backbone: images [n,3,H,W] -> features [n,D]
 //! scorer    a head's matrix product: features -> raw scores [n,C]
 //! fit_engine, fit_graph  loss and gradient of a softmax classifier: a step of a fit
@@ -11,10 +12,13 @@
 //! A session belongs to one thread at a time. Features stay on the device between backbone and head.
 
 mod assignment;
+mod batch_sizes;
 mod build;
 mod contract;
+mod cuda;
 mod cut;
 mod device;
+mod device_memory;
 mod error;
 mod features;
 mod fit_engine;
@@ -26,11 +30,14 @@ mod proto_rest;
 mod scorer;
 mod session;
 
+pub use batch_sizes::sizes_to_warm;
+pub use cuda::CudaOptions;
 pub use cut::{
     CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
     cut_classifier, prove_cut,
 };
 pub use device::{DeviceChoice, ParseDeviceError, Provider, SessionOptions};
+pub use device_memory::DeviceMemory;
 pub use error::OnnxError;
 pub use features::Features;
 pub use fit_engine::FitEngine;

@@ -153,6 +153,12 @@ pub fn load_model_with(
     options: &LoadOptions,
     wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone> + Send + Sync + 'static,
 ) -> Result<Model, LoadError> {
+    let session = SessionOptions {
+        cuda: directory.cuda,
+        max_batch_size: options.limits.max_batch_size,
+        ..options.session.clone()
+    };
+    let options = &LoadOptions { session, ..options.clone() };
     let mut files = read_head_files(directory)?;
     let backbones = load_backbones(directory, &mut files, options)?;
     let preprocessor = Preprocessor::new(directory.preprocess.clone(), options.decode_limits.clone())

@@ -117,6 +117,7 @@ pub fn load_options(
             device: config.device,
             threads: config.threads.unwrap_or((cores() / n_sessions).max(1)),
             cuda_memory_limit_bytes: config.cuda_memory_limit_bytes,
+            ..SessionOptions::default()
         },
         n_sessions,
         limits: BatchLimits {
