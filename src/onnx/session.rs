@@ -33,9 +33,9 @@ use super::library;
 /// left out of the answer: a head scores them too, because its shapes are few then as well, and drops their scores.
 #[derive(Debug)]
 pub struct Backbone {
-    session: Session,
-    /// Not on the CPU.
+    /// Not on the CPU. It stands first to be dropped before the session whose memory it is.
     on_device: Option<OnDevice>,
+    session: Session,
     max_batch_size: usize,
     input: ImageInput,
     output: FeatureOutput,
