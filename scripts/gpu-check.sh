@@ -145,12 +145,13 @@ for i in range(n):
     for a, b in zip(*(answer["images"][0]["results"] for answer in both)):
         p, q = ({x["class"]: x["probability"] for x in result["predictions"]} for result in (a, b))
         head = a["head"]
-        difference = max(abs(p.get(c, 0) - q.get(c, 0)) for c in p.keys() | q.keys())
+        differences = [abs(p.get(c, 0) - q.get(c, 0)) for c in p.keys() | q.keys()]
+        difference = max(differences) if all(d == d for d in differences) else float("inf")  # NaN is no number
         largest[head] = max(largest.get(head, 0), difference)
         same[head] = same.get(head, 0) + (a["predictions"][0]["class"] == b["predictions"][0]["class"])
 for head in sorted(largest):
     print(f"{head}\tprobabilities within {largest[head]:.2e}, {same[head]} of {n} with the same best class")
-sys.exit(any(not difference <= tolerance for difference in largest.values()))
+sys.exit(any(difference > tolerance for difference in largest.values()))
 '
 
 for model in "${models[@]}"; do
