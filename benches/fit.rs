@@ -48,7 +48,7 @@ fn main() {
     let gigabytes = (train.num_rows() * DIM * 4) as f64 / 1e9;
     println!("{} x {DIM} features ({gigabytes:.2} GB), {N_CLASSES} classes, {} cores", train.num_rows(), cores());
 
-    let options = SessionOptions { device: DeviceChoice::Cpu, threads: cores(), cuda_memory_limit_bytes: None };
+    let options = SessionOptions { device: DeviceChoice::Cpu, threads: cores(), ..SessionOptions::default() };
     let mut engine = FitEngine::new(&options).unwrap();
     let mut random = Random::new(0, 9);
     let weight = Array2::from_shape_fn((N_CLASSES, DIM), |_| (random.unit() - 0.5) as f32 / 20.0);

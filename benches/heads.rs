@@ -39,7 +39,7 @@ fn main() {
             transform: Transform::Identity,
             squared_norm: false,
         };
-        let options = SessionOptions { device: DeviceChoice::Cpu, threads: 1, cuda_memory_limit_bytes: None };
+        let options = SessionOptions { device: DeviceChoice::Cpu, threads: 1, ..SessionOptions::default() };
         let mut scorer = Scorer::build(&spec, &options).unwrap();
         let joint = Head::new(HeadKind::Joint, Parameters::Linear { weight: weight.clone(), bias, scale: None }, None);
         let settings = Settings { tau: Some(0.7), bias: Some(BiasMode::Scale), temperature: 1.0 };

@@ -30,7 +30,7 @@ pub(crate) struct Bare {
 
 impl Bare {
     pub(crate) fn load(directory: &ModelDirectory) -> Self {
-        let options = SessionOptions { device: DeviceChoice::Cpu, threads: 1, cuda_memory_limit_bytes: None };
+        let options = SessionOptions { device: DeviceChoice::Cpu, threads: 1, ..SessionOptions::default() };
         let preprocessor = Preprocessor::new(directory.preprocess.clone(), DecodeLimits::default()).unwrap();
         let (height, width) = preprocessor.output_size().unwrap();
         let mut session = Backbone::load_file(&directory.backbone, &options).unwrap();

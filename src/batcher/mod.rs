@@ -12,11 +12,13 @@
 //!   the cores, and every image would go through one more queue. A GPU has fewer workers, which must not decode.
 //! * A worker takes what waits, up to its share and the maximum. Requests for different heads, taus and versions are in
 //!   one batch: the backbone runs once, each distinct matrix product once, and only the `O(C)` part is each request's own.
+//! * A batch that does not fit a device's memory goes through in halves.
 //! * A worker that panics, or whose session fails and does not work any more, begins anew with new sessions; while none
 //!   can be made it takes nothing, and without any worker left the model is not available.
 //! * A caller that hung up has dropped its reply: its images are skipped wherever they are.
 
 mod decode_pool;
+mod device;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
 mod job;

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     BatchLimits,
+    device::{self, NoSession, Told},
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
     queue::{Nothing, Receiver},
     scorers::{ScorerPool, TakenScorers},
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     heads::Scores,
     metrics::{ModelMetrics, Phase},
-    onnx::{self, Features, OnnxError},
+    onnx::{self, DeviceMemory, Features, OnnxError},
     preprocess::Preprocessor,
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -31,11 +32,20 @@ pub trait Backbone: Send {
     /// # Errors
     /// Those of the session.
     fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError>;
+
+    /// What it holds on a device, if it has memory of its own there.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        None
+    }
 }
 
 impl Backbone for onnx::Backbone {
     fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
         onnx::Backbone::run(self, pixels, n, height, width)
+    }
+
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        onnx::Backbone::device_memory(self)
     }
 }
 
@@ -66,6 +76,7 @@ pub(super) struct Worker {
     scorers: TakenScorers,
     /// Whether the session is broken, as far as the last batch could tell.
     is_broken: bool,
+    told: Told,
     pixels: Vec<f32>,
     logits: Vec<f64>,
 }
@@ -89,7 +100,7 @@ struct Group {
 impl Worker {
     pub(super) fn new(index: usize, backbone: Box<dyn Backbone>, shared: Shared) -> Self {
         let (scorers, pixels, logits) = (TakenScorers::default(), Vec::new(), Vec::new());
-        Self { index, shared, backbone, scorers, is_broken: false, pixels, logits }
+        Self { index, shared, backbone, scorers, is_broken: false, told: Told::default(), pixels, logits }
     }
 
     /// Works until the last sender is gone and the queue is empty.
@@ -113,9 +124,11 @@ impl Worker {
     }
 
     fn work(&mut self) -> Stop {
+        self.tell_memory();
         while let Some(first) = self.shared.jobs.recv() {
             let batch = self.shared.fill(first);
             self.process(batch);
+            self.tell_memory();
             if self.is_broken {
                 return Stop::Broken;
             }
@@ -128,6 +141,8 @@ impl Worker {
     fn begin_anew(&mut self) -> bool {
         self.scorers.clear();
         self.pixels = Vec::new();
+        self.backbone = Box::new(NoSession);
+        self.tell_memory();
         let (mut counts, mut pause) = (true, FIRST_PAUSE);
         loop {
             let made = std::panic::catch_unwind(AssertUnwindSafe(|| (self.shared.rebuild)()));
@@ -172,6 +187,10 @@ impl Worker {
                 Err(Nothing::Anymore) => return false,
             }
         }
+    }
+
+    fn tell_memory(&mut self) {
+        self.told.tell(self.backbone.device_memory(), &self.shared.metrics);
     }
 
     fn set_working(&self, is_working: bool) {
@@ -257,8 +276,9 @@ impl Worker {
                 Features::from_host(values, group.n, feature_dim)
             }
             Some((height, width)) => {
+                let (size, metrics) = ((height, width), &self.shared.metrics);
                 if let [Job { input: Input::Pixels { pixels, .. }, .. }] = group.jobs.as_slice() {
-                    return self.backbone.run(pixels, 1, height, width);
+                    return device::run(&mut *self.backbone, pixels, 1, size, metrics);
                 }
                 self.pixels.clear();
                 for input in inputs {
@@ -266,7 +286,7 @@ impl Worker {
                         self.pixels.extend_from_slice(pixels);
                     }
                 }
-                self.backbone.run(&self.pixels, group.n, height, width)
+                device::run(&mut *self.backbone, &self.pixels, group.n, size, metrics)
             }
         }
     }

@@ -83,6 +83,7 @@ impl DeviceOptions {
             device: self.device,
             threads: self.threads.map_or_else(cores, NonZeroUsize::get),
             cuda_memory_limit_bytes: self.cuda_memory_limit_bytes,
+            ..onnx::SessionOptions::default()
         }
     }
 }

@@ -156,6 +156,7 @@ impl Shared {
             device: model.provider().into(),
             threads: self.options.threads,
             cuda_memory_limit_bytes: self.options.cuda_memory_limit_bytes,
+            ..SessionOptions::default()
         };
         let engine = FitEngine::new(&options).map_err(|error| JobError::Engine(error.to_string()))?;
         Ok((self.wrap.0)(Box::new(engine)))

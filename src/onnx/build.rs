@@ -9,7 +9,8 @@ use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, PrepackedW
 use ort::value::{DynValue, Tensor};
 
 use super::assignment::{RECORD_ASSIGNMENT, assignment};
-use super::device::{DeviceChoice, Provider, SessionOptions, cuda_provider, preload_cuda};
+use super::cuda::{preload_cuda, registered};
+use super::device::{DeviceChoice, Provider, SessionOptions};
 use super::error::OnnxError;
 use super::library::{self, Runtime};
 
@@ -38,7 +39,7 @@ pub(super) fn build_session(
     // before; those that ONNX Runtime infers are not known until here. What the panic leaves behind is only dropped.
     let session = catch_unwind(AssertUnwindSafe(|| builder.commit_from_memory(model)));
     let session = session.map_err(|_| OnnxError::Nonsense)?.map_err(load_error)?;
-    if let Provider::Cuda { .. } = provider {
+    if provider != Provider::Cpu {
         let groups = assignment(&session).map_err(load_error)?;
         let n_nodes = groups.iter().map(|group| group.n_nodes).sum();
         let n_on_device: usize =
@@ -69,11 +70,11 @@ pub(super) fn configure(
         .with_memory_pattern(false)?
         // Threads that spin while they wait for work take the core that preprocessing needs.
         .with_intra_op_spinning(false)?;
-    if let Provider::Cuda { index } = provider {
+    if provider != Provider::Cpu {
         preload_cuda(&runtime.path);
         builder = builder
             .with_config_entry(RECORD_ASSIGNMENT, "1")?
-            .with_execution_providers([cuda_provider(index, options.cuda_memory_limit_bytes)])?;
+            .with_execution_providers(registered(provider, options))?;
     }
     if let Some(dir) = base_dir {
         builder = builder.with_config_entry(EXTERNAL_DATA_FOLDER, dir.to_string_lossy())?;

@@ -1,12 +1,11 @@
 //! Where a session runs: what was asked for, and what is really in use.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
-use std::sync::OnceLock;
 
-use ort::ep::cuda::ConvAlgorithmSearch;
-use ort::ep::{self, ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::{self, ExecutionProvider};
+
+use super::cuda::CudaOptions;
 
 /// What the configuration asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
 ///
@@ -76,6 +75,11 @@ pub enum Provider {
         /// Which device, from 0.
         index: u32,
     },
+    /// TensorRT, with CUDA for what it leaves. Backbones alone.
+    TensorRt {
+        /// Which device, from 0.
+        index: u32,
+    },
 }
 
 impl Provider {
@@ -85,6 +89,16 @@ impl Provider {
         match self {
             Self::Cpu => "CPUExecutionProvider",
             Self::Cuda { .. } => "CUDAExecutionProvider",
+            Self::TensorRt { .. } => "TensorrtExecutionProvider",
+        }
+    }
+
+    /// Which CUDA device it runs on; none for the CPU.
+    #[must_use]
+    pub const fn device_index(self) -> Option<u32> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda { index } | Self::TensorRt { index } => Some(index),
         }
     }
 }
@@ -95,13 +109,10 @@ impl fmt::Display for Provider {
     }
 }
 
-/// Asks for exactly the provider that another session got: a head runs where its backbone does.
+/// Asks for exactly the device that another session got: a head runs where its backbone does.
 impl From<Provider> for DeviceChoice {
     fn from(provider: Provider) -> Self {
-        match provider {
-            Provider::Cpu => Self::Cpu,
-            Provider::Cuda { index } => Self::Cuda { index },
-        }
+        provider.device_index().map_or(Self::Cpu, |index| Self::Cuda { index })
     }
 }
 
@@ -114,11 +125,21 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Upper bound, in bytes, of one session's CUDA arena. None: what the device has.
     pub cuda_memory_limit_bytes: Option<u64>,
+    /// What the model says of CUDA; nothing on the CPU.
+    pub cuda: CudaOptions,
+    /// Rows of the largest batch that is to come. On CUDA smaller ones are padded to a few sizes; on the CPU it is nothing.
+    pub max_batch_size: usize,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { device: DeviceChoice::Auto, threads: 1, cuda_memory_limit_bytes: None }
+        Self {
+            device: DeviceChoice::Auto,
+            threads: 1,
+            cuda_memory_limit_bytes: None,
+            cuda: CudaOptions::default(),
+            max_batch_size: 1,
+        }
     }
 }
 
@@ -133,6 +154,15 @@ pub(super) fn providers_to_try(choice: DeviceChoice) -> Vec<Provider> {
     }
 }
 
+/// Providers to try for a backbone: those above, with TensorRT in the place of CUDA where the model asks for it.
+pub(super) fn backbone_providers_to_try(options: &SessionOptions) -> Vec<Provider> {
+    let of_backbone = |provider| match (provider, options.cuda) {
+        (Provider::Cuda { index }, CudaOptions::TensorRt { .. }) => Provider::TensorRt { index },
+        (other, _) => other,
+    };
+    providers_to_try(options.device).into_iter().map(of_backbone).collect()
+}
+
 impl DeviceChoice {
     /// Whether sessions may well end up on CUDA: it is asked for, or `auto` and the library that is loaded knows it.
     /// Whether it really works only a session can tell; this is for defaults that must be chosen before.
@@ -143,41 +173,4 @@ impl DeviceChoice {
             Self::Auto => ep::CUDA::is_available().unwrap_or(false),
         }
     }
-}
-
-/// The CUDA provider's settings.
-///
-/// # Why these?
-/// `HEURISTIC`: the default times every convolution algorithm at every new shape, seconds of delay on a live request.
-/// TF32 off: it rounds the factors of every product to 10 bits, and answers should be those of the CPU; on, it would be
-/// faster on recent devices. `kSameAsRequested`: the other strategy doubles the arena at every extension. Errors on
-/// failure, because a session that falls back to the CPU in silence is a server ten times slower with no word about it.
-pub(super) fn cuda_provider(index: u32, memory_limit_bytes: Option<u64>) -> ExecutionProviderDispatch {
-    let mut cuda = ep::CUDA::default()
-        .with_device_id(i32::try_from(index).unwrap_or(i32::MAX))
-        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
-        .with_conv_algorithm_search(ConvAlgorithmSearch::Heuristic)
-        .with_tf32(false);
-    if let Some(limit) = memory_limit_bytes {
-        cuda = cuda.with_memory_limit(usize::try_from(limit).unwrap_or(usize::MAX));
-    }
-    cuda.build().error_on_failure()
-}
-
-/// Loads CUDA's and cuDNN's libraries from the Python packages beside ONNX Runtime's, if they are there.
-///
-/// pip puts them at `nvidia/cu13/lib` and `nvidia/cudnn/lib` next to `onnxruntime/`, where the system loader does not
-/// look. Where they are not, the system's are used, and a failure shows when the provider is registered.
-pub(super) fn preload_cuda(library: &Path) {
-    static PRELOADED: OnceLock<()> = OnceLock::new();
-    PRELOADED.get_or_init(|| {
-        let Some(site) = library.ancestors().nth(3) else {
-            return;
-        };
-        let cuda = Some(site.join("nvidia").join("cu13").join("lib")).filter(|dir| dir.is_dir());
-        let cudnn = Some(site.join("nvidia").join("cudnn").join("lib")).filter(|dir| dir.is_dir());
-        if let Err(err) = ep::cuda::preload_dylibs(cuda.as_deref(), cudnn.as_deref()) {
-            tracing::warn!("CUDA's libraries beside ONNX Runtime could not all be loaded: {err}");
-        }
-    });
 }

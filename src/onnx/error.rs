@@ -3,6 +3,17 @@
 use super::device::DeviceChoice;
 use super::library::LibraryError;
 
+/// What ONNX Runtime and the libraries under it say when memory runs out.
+const OUT_OF_MEMORY: [&str; 5] = [
+    // The arena: the device gives no more, or the session's limit is reached.
+    "Failed to allocate memory for requested buffer",
+    "is smaller than requested bytes of",
+    // `CUDA failure 2: out of memory`, and TensorRT.
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+];
+
 /// A model could not be loaded, or a run failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -160,8 +171,44 @@ impl OnnxError {
         matches!(self, Self::Run { .. } | Self::OutputShape { .. })
     }
 
+    /// Whether a batch did not fit the memory of its device: a smaller one may. ONNX Runtime has no code for it, only words.
+    pub fn is_out_of_memory(&self) -> bool {
+        let Self::Run { source, .. } = self else { return false };
+        let message = source.to_string();
+        OUT_OF_MEMORY.iter().any(|words| message.contains(words))
+    }
+
     /// Whether another device might do better: what is wrong with a file is wrong everywhere.
     pub(super) fn is_of_the_device(&self) -> bool {
         matches!(self, Self::Load { .. } | Self::DeviceUnused { .. } | Self::Run { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(message: &str, is_out_of_memory: bool) {
+        let error = OnnxError::Run { n: 8, source: ort::Error::new(message.to_owned()) };
+        assert_eq!(error.is_out_of_memory(), is_out_of_memory, "{message}");
+    }
+
+    #[test]
+    fn messages_of_memory_that_ran_out_are_known() {
+        check(
+            "Non-zero status code returned while running FusedConv node. Name:'Conv_3' Status Message: \
+             bfc_arena.cc:376 onnxruntime::BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of \
+             size 643840",
+            true,
+        );
+        check("Available memory of 1024 is smaller than requested bytes of 4096", true);
+        check("CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc((void**)&p, size);", true);
+        check("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_);", true);
+        check("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0", true);
+        check("CUDA failure 700: an illegal memory access was encountered ; GPU=0", false);
+        check("Exiting due to terminate flag being set to true.", false);
+        let other = OnnxError::NotFinite { image: 0 };
+        assert!(!other.is_out_of_memory());
     }
 }

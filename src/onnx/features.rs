@@ -19,7 +19,9 @@ pub struct Features {
 
 #[derive(Debug)]
 pub(super) enum Rows {
+    /// `[n, feature_dim]`.
     Host(Vec<f32>),
+    /// The first `n` rows of it; what was computed for padding comes after them.
     Device(Tensor<f32>),
 }
 
@@ -60,6 +62,15 @@ impl Features {
         matches!(self.rows, Rows::Device(_))
     }
 
+    /// These rows and then those of `after`, on the host. Both are of one backbone.
+    ///
+    /// # Errors
+    /// Those of [`Features::to_host`] and [`Features::from_host`].
+    pub fn join(&self, after: &Self) -> Result<Self, OnnxError> {
+        let rows = [self.to_host()?, after.to_host()?].concat();
+        Self::from_host(rows, self.n + after.n, self.feature_dim)
+    }
+
     pub(super) fn rows(&self) -> &Rows {
         &self.rows
     }
@@ -75,6 +86,7 @@ impl Features {
                 let run_error = |source| OnnxError::Run { n: self.n, source };
                 let copy = tensor.to(AllocationDevice::CPU, 0).map_err(run_error)?;
                 let (_, rows) = copy.try_extract_tensor::<f32>().map_err(run_error)?;
+                let rows = rows.get(..self.n * self.feature_dim).unwrap_or(rows);
                 check_finite(rows, self.feature_dim)?;
                 Ok(Cow::Owned(rows.to_vec()))
             }

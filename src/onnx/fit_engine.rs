@@ -9,6 +9,7 @@ use ort::session::{Session, SessionInputValue, SessionInputs};
 use ort::value::{Tensor, TensorRef};
 
 use super::build::build_session;
+use super::cuda::device_id;
 use super::device::{Provider, SessionOptions, providers_to_try};
 use super::error::OnnxError;
 use super::fit_graph::{
@@ -23,7 +24,13 @@ use crate::heads::{Digest, Weights};
 /// Computes the products and gradients of a fit in ONNX Runtime sessions, built when they are first needed.
 ///
 /// On CUDA a table that was [held](Engine::hold) stays on the device, and its batches are gathered there; one that does not
-/// fit is gathered on the host and sent batch by batch. What is fitted travels with each step.
+/// fit is gathered on the host and sent batch by batch.
+///
+/// # What is copied in each step on CUDA?
+/// To the device: labels, row weights and row numbers of the batch, and what is fitted (`weight [C,D]` and `bias [C]`, or
+/// `scale [C]`). Back: the loss and the gradient, as large as what is fitted. The weights stay on the host because the update
+/// is the solver's (SGD or L-BFGS, behind [`Engine`]), which computes there. [`Engine::raw_scores`] sends its rows each time,
+/// those of a held table too.
 #[derive(Debug)]
 pub struct FitEngine {
     options: SessionOptions,
@@ -146,12 +153,8 @@ impl FitEngine {
 impl Engine for FitEngine {
     fn hold(&mut self, table: ArrayView2<'_, f32>) -> Result<(), EngineError> {
         self.held = None;
-        let Provider::Cuda { index } = self.provider else { return Ok(()) };
-        let values = host(table, 0, table.nrows());
-        let shape = [table.nrows(), table.ncols()];
-        let moved = TensorRef::from_array_view((shape, values))
-            .and_then(|table| table.to(AllocationDevice::CUDA, i32::try_from(index).unwrap_or(i32::MAX)));
-        match moved {
+        let Some(index) = self.provider.device_index() else { return Ok(()) };
+        match copied(table, AllocationDevice::CUDA, device_id(index)) {
             Ok(tensor) => self.held = Some(Held { host: place(table), tensor }),
             Err(error) => tracing::info!(%error, "the features do not fit the device, and are sent batch by batch"),
         }
@@ -191,6 +194,16 @@ impl Engine for FitEngine {
     }
 }
 
+/// A table, copied to a device.
+///
+/// Why not from where it lies? `ort` 2.0.0-rc.15 copies a tensor by a session whose input it binds, and binding a borrowed
+/// tensor that is already where the session wants it locks a mutex twice and never returns. So it is copied on the host
+/// first, which takes its size of memory for a moment.
+fn copied(table: ArrayView2<'_, f32>, device: AllocationDevice<'_>, index: i32) -> ort::Result<Tensor<f32>> {
+    let values = host(table, 0, table.nrows()).to_vec();
+    Tensor::from_array(([table.nrows(), table.ncols()], values))?.to(device, index)
+}
+
 /// Where a table lies, and how long it is.
 fn place(table: ArrayView2<'_, f32>) -> (usize, usize) {
     (table.as_ptr().addr(), table.len())
@@ -214,5 +227,19 @@ fn indices(rows: Rows<'_>) -> Vec<i64> {
     match rows {
         Rows::Range { start, end } => (start as i64..end as i64).collect(),
         Rows::Index(rows) => rows.iter().map(|&row| i64::from(row)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_copied_and_the_copy_returns() {
+        super::super::library::init(None).expect("run `make ort`");
+        let table = ndarray::array![[1.0f32, 2.0], [3.0, 4.0], [5.0, 6.0]];
+        let copy = copied(table.view(), AllocationDevice::CPU, 0).expect("a copy");
+        let (shape, values) = copy.try_extract_tensor::<f32>().expect("floats");
+        assert_eq!((&**shape, values), (&[3, 2][..], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..]));
     }
 }

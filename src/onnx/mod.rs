@@ -3,6 +3,7 @@
 //! ```text
 //! library   finds libonnxruntime and loads it, once per process
 //! device    what was asked for, what is in use
+//! cuda, batch_sizes, device_memory  what is different on an NVIDIA device
 //! session   the backbone: images [n,3,H,W] -> features [n,D]
 //! copies    several sessions of it that hold its weights once
 //! scorer    a head's matrix product: features -> raw scores [n,C]
@@ -12,11 +13,14 @@
 //! A session belongs to one thread at a time. Features stay on the device between backbone and head.
 
 mod assignment;
+mod batch_sizes;
 mod build;
 mod contract;
 mod copies;
+mod cuda;
 mod cut;
 mod device;
+mod device_memory;
 mod error;
 mod features;
 mod fit_engine;
@@ -28,12 +32,15 @@ mod proto_rest;
 mod scorer;
 mod session;
 
+pub use batch_sizes::sizes_to_warm;
 pub(crate) use copies::noise;
+pub use cuda::CudaOptions;
 pub use cut::{
     CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
     cut_classifier, prove_cut,
 };
 pub use device::{DeviceChoice, ParseDeviceError, Provider, SessionOptions};
+pub use device_memory::DeviceMemory;
 pub use error::OnnxError;
 pub use features::Features;
 pub use fit_engine::FitEngine;

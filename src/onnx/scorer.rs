@@ -3,6 +3,7 @@
 use ort::session::{Session, SessionOutputs};
 use ort::value::{Tensor, TensorRef};
 
+use super::batch_sizes::sizes_to_warm;
 use super::build::{SharedWeight, build_session};
 use super::device::{DeviceChoice, Provider, SessionOptions, providers_to_try};
 use super::error::OnnxError;
@@ -40,7 +41,7 @@ pub struct Scores {
 }
 
 impl Scorer {
-    /// Builds the graph, loads it and runs it once on a zero row.
+    /// Builds the graph, loads it and runs it once on a zero row; on a device also at each size that batches are padded to.
     ///
     /// Pass the backbone's provider as the device (`provider.into()`), so that features need not leave it.
     ///
@@ -93,7 +94,10 @@ impl Scorer {
         let session = build_session(model, None, options, provider, shared)?;
         let ScorerSpec { num_classes, feature_dim, squared_norm, .. } = *spec;
         let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm };
-        scorer.run_host(&vec![0.0; feature_dim], 1)?;
+        let sizes = if provider == Provider::Cpu { vec![1] } else { sizes_to_warm(provider, options.max_batch_size) };
+        for n in sizes {
+            scorer.run_host(&vec![0.0; n * feature_dim], n)?;
+        }
         Ok(scorer)
     }
 
@@ -130,11 +134,23 @@ impl Scorer {
                 len: n * feature_dim,
             });
         }
-        match (features.rows(), self.provider) {
-            (Rows::Device(tensor), Provider::Cuda { .. }) => self.run_tensor(tensor, n),
-            (Rows::Device(_), Provider::Cpu) => self.run_host(&features.to_host()?, n),
-            (Rows::Host(rows), _) => self.run_host(rows, n),
+        match features.rows() {
+            Rows::Device(tensor) if self.provider != Provider::Cpu => self.run_padded(tensor, n),
+            Rows::Device(_) => self.run_host(&features.to_host()?, n),
+            Rows::Host(rows) => self.run_host(rows, n),
         }
+    }
+
+    /// Runs on all rows of a tensor where it is, and keeps the scores of the first `n`.
+    pub(super) fn run_padded(&mut self, features: &Tensor<f32>, n: usize) -> Result<Scores, OnnxError> {
+        let n_run = features.shape().first().and_then(|&rows| usize::try_from(rows).ok()).unwrap_or(n);
+        let mut scores = self.run_tensor(features, n_run)?;
+        scores.n = n.min(n_run);
+        scores.raw.truncate(scores.n * scores.num_classes);
+        if let Some(norms) = &mut scores.squared_norm {
+            norms.truncate(scores.n);
+        }
+        Ok(scores)
     }
 
     pub(super) fn run_host(&mut self, rows: &[f32], n: usize) -> Result<Scores, OnnxError> {
@@ -144,7 +160,7 @@ impl Scorer {
     }
 
     /// Runs on a tensor where it is, host or device; the scores come to the host.
-    pub(super) fn run_tensor(&mut self, features: &Tensor<f32>, n: usize) -> Result<Scores, OnnxError> {
+    fn run_tensor(&mut self, features: &Tensor<f32>, n: usize) -> Result<Scores, OnnxError> {
         let outputs = self.session.run(ort::inputs![FEATURES => features]);
         let outputs = outputs.map_err(|source| OnnxError::Run { n, source })?;
         collect(&outputs, n, self.num_classes, self.squared_norm)

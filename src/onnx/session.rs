@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::{OutputSelector, RunOptions, Session};
-use ort::value::{DynValue, Tensor, TensorRef, TensorValueType};
+use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::{DynValue, TensorRef, TensorValueType};
 
+use super::batch_sizes::padded;
 use super::build::build_session;
 use super::contract::{FeatureOutput, ImageInput, check_file, feature_output, image_input};
-use super::device::{DeviceChoice, Provider, SessionOptions, providers_to_try};
+use super::device::{DeviceChoice, Provider, SessionOptions, backbone_providers_to_try};
+use super::device_memory::{DeviceMemory, OnDevice};
 use super::error::OnnxError;
 use super::features::{Features, Rows, check_finite};
 use super::library;
@@ -25,11 +26,17 @@ use super::library;
 /// Features stay on the device because each run is given an output tensor allocated there. `ort`'s binding would do the
 /// same, but `bind_input` of a borrowed tensor that is already where the session wants it (any model that starts with a
 /// node on the CPU) locks a mutex twice and never returns in 2.0.0-rc.15.
+///
+/// # Why are batches padded on a device?
+/// There the first run of a shape takes long: kernels are chosen and loaded, and memory is taken. So a batch grows by black
+/// images to one of a few sizes, which have all been run before the first request. What is computed for those images is
+/// left out of the answer: a head scores them too, because its shapes are few then as well, and drops their scores.
 #[derive(Debug)]
 pub struct Backbone {
+    /// Not on the CPU. It stands first to be dropped before the session whose memory it is.
+    on_device: Option<OnDevice>,
     session: Session,
-    /// Only on CUDA: where features are computed to and stay.
-    device_memory: Option<Allocator>,
+    max_batch_size: usize,
     input: ImageInput,
     output: FeatureOutput,
     provider: Provider,
@@ -84,7 +91,7 @@ impl Backbone {
 
     /// Takes the first provider that loads the model.
     fn load_first(source: Source<'_>) -> Result<Self, OnnxError> {
-        let providers = providers_to_try(source.options.device);
+        let providers = backbone_providers_to_try(&source.options);
         let mut fallback = None;
         for (i, &provider) in providers.iter().enumerate() {
             let is_last = i + 1 == providers.len();
@@ -105,15 +112,26 @@ impl Backbone {
         let input = image_input(session.inputs())?;
         let output = feature_output(session.outputs())?;
         let device = DeviceChoice::from(provider);
-        let device_memory = device_memory(&session, provider).map_err(|source| OnnxError::Load { device, source })?;
-        Ok(Self { session, device_memory, input, output, provider, unproved: None, fallback: None })
+        let on_device = provider.device_index().map(|index| OnDevice::of(&session, index)).transpose();
+        let on_device = on_device.map_err(|source| OnnxError::Load { device, source })?;
+        let max_batch_size = source.options.max_batch_size;
+        Ok(Self { session, on_device, max_batch_size, input, output, provider, unproved: None, fallback: None })
     }
 
     /// The same backbone in another session of the same graph.
     pub(super) fn with_session(&self, session: Session) -> Self {
         let (input, output) = (self.input.clone(), self.output.clone());
         let (provider, fallback) = (self.provider, self.fallback.clone());
-        Self { session, device_memory: None, input, output, provider, unproved: None, fallback }
+        Self {
+            session,
+            on_device: None,
+            input,
+            output,
+            provider,
+            unproved: None,
+            fallback,
+            max_batch_size: self.max_batch_size,
+        }
     }
 
     /// D, the values in a feature row. From the model, or from the first run; 0 until then.
@@ -144,6 +162,12 @@ impl Backbone {
     #[must_use]
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
+    }
+
+    /// What it holds on the device; nothing on the CPU.
+    #[must_use]
+    pub fn device_memory(&self) -> Option<DeviceMemory> {
+        self.on_device.as_ref().and_then(OnDevice::held)
     }
 
     /// Runs each batch size once on a black image, so that no request pays for the first time.
@@ -234,33 +258,43 @@ impl Backbone {
 
     fn run_once(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
-        let images = TensorRef::from_array_view(([n, 3, height, width], pixels)).map_err(run_error)?;
+        let n_run = self.padded(n);
         let mut selector = OutputSelector::no_default().with(&*self.output.name);
-        if let (Some(memory), Some(feature_dim)) = (&self.device_memory, self.keeps_on_device(n)) {
-            // A new buffer for every run: features must not change when the next batch is computed.
-            let buffer = Tensor::<f32>::new(memory, [n, feature_dim]).map_err(run_error)?;
+        if let (Some(memory), Some(feature_dim)) = (&self.on_device, self.keeps_on_device(n)) {
+            let buffer = memory.features(n_run, feature_dim).map_err(run_error)?;
             selector = selector.preallocate(&*self.output.name, buffer);
         }
+        let shape = [n_run, 3, height, width];
+        let images: SessionInputValue<'_> = match &mut self.on_device {
+            None => TensorRef::from_array_view((shape, pixels)).map_err(run_error)?.into(),
+            Some(memory) => memory.stage(pixels, shape).map_err(run_error)?.into(),
+        };
         let run_options = RunOptions::new().map_err(run_error)?.with_outputs(selector);
         let inputs = ort::inputs![&*self.input.name => images];
         let mut outputs = self.session.run_with_options(inputs, &run_options).map_err(run_error)?;
         let value = outputs.remove(&*self.output.name);
         drop(outputs);
-        self.accept(value, n)
+        self.accept(value, n, n_run)
     }
 
-    /// D if a batch of `n` can be left on the device: `[N,D]` with D known, and no padding to take off again.
+    /// How many images are run for `n`: as many on the CPU, and where the model fixes the number.
+    fn padded(&self, n: usize) -> usize {
+        if self.on_device.is_some() && self.input.batch.is_none() { padded(n, self.max_batch_size) } else { n }
+    }
+
+    /// D if a batch of `n` can be left on the device: `[N,D]` with D known, and not a part of it.
     fn keeps_on_device(&self, n: usize) -> Option<usize> {
         let is_whole = self.input.batch.is_none_or(|batch| batch == n);
         self.output.feature_dim.filter(|_| self.output.is_matrix && is_whole)
     }
 
-    /// Checks the answer's shape, learns D from the first one, and copies host values out of ONNX Runtime's memory.
-    fn accept(&mut self, value: Option<DynValue>, n: usize) -> Result<Features, OnnxError> {
+    /// Checks the answer's shape, learns D from the first one, and copies host values of the first `n` of `n_run` images out of
+    /// ONNX Runtime's memory.
+    fn accept(&mut self, value: Option<DynValue>, n: usize, n_run: usize) -> Result<Features, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
         let shape_error = |found: Vec<i64>, known: Option<usize>| OnnxError::OutputShape {
             found,
-            n,
+            n: n_run,
             feature_dim: known.unwrap_or(0),
         };
         let known = self.output.feature_dim;
@@ -272,13 +306,14 @@ impl Backbone {
             _ => (None, None),
         };
         let feature_dim = match (rows, dim) {
-            (Some(rows), Some(dim)) if rows == n && dim != 0 && known.is_none_or(|known| known == dim) => dim,
+            (Some(rows), Some(dim)) if rows == n_run && dim != 0 && known.is_none_or(|known| known == dim) => dim,
             _ => return Err(shape_error(shape, known)),
         };
         self.output.feature_dim = Some(feature_dim);
         if tensor.memory_info().is_cpu_accessible() {
             let (_, values) = tensor.try_extract_tensor::<f32>().map_err(run_error)?;
-            return Ok(Features::new(Rows::Host(values.to_vec()), n, feature_dim));
+            let rows = values.iter().take(n * feature_dim).copied().collect();
+            return Ok(Features::new(Rows::Host(rows), n, feature_dim));
         }
         Ok(Features::new(Rows::Device(tensor), n, feature_dim))
     }
@@ -287,14 +322,6 @@ impl Backbone {
 /// A folder as it can be handed on: `model.onnx` in the current folder has the parent ``.
 pub(super) fn named(dir: &Path) -> PathBuf {
     if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir.to_path_buf() }
-}
-
-/// The memory in which features stay: none on the CPU, where outputs are copied out.
-fn device_memory(session: &Session, provider: Provider) -> ort::Result<Option<Allocator>> {
-    let Provider::Cuda { index } = provider else { return Ok(None) };
-    let index = i32::try_from(index).unwrap_or(i32::MAX);
-    let memory = MemoryInfo::new(AllocationDevice::CUDA, index, AllocatorType::Device, MemoryType::Default)?;
-    Allocator::new(session, memory).map(Some)
 }
 
 /// Logs why CUDA is not used after all, and gives the reason back for whoever asks later.
@@ -307,6 +334,9 @@ pub(super) fn tell_fallback(provider: Provider, err: &OnnxError) -> String {
 /// What only CUDA uses, run on the CPU, where it must answer the same.
 #[cfg(test)]
 mod tests {
+    use ort::memory::Allocator;
+    use ort::value::Tensor;
+
     use super::*;
     use crate::onnx::{Scorer, ScorerSpec, Transform};
 
@@ -325,18 +355,34 @@ mod tests {
     #[test]
     fn features_computed_into_given_memory_are_the_same() {
         let (mut plain, mut given) = (backbone(), backbone());
-        given.device_memory = Some(Allocator::default());
+        given.on_device = Some(OnDevice::with(Allocator::default(), Allocator::default()));
         assert_eq!(given.keeps_on_device(3), Some(6));
-        for n in [3, 1, 5] {
-            let pixels: Vec<f32> = (0..n * 192).map(|i| (i % 7) as f32 - 3.0).collect();
-            assert_eq!(rows(&mut given, &pixels), rows(&mut plain, &pixels));
+        for max_batch_size in [1, 4, 6, 8] {
+            given.max_batch_size = max_batch_size;
+            for n in [3, 1, 5, 6, 2, 9] {
+                let pixels: Vec<f32> = (0..n * 192).map(|i| (i % 7) as f32 - 3.0).collect();
+                assert_eq!(rows(&mut given, &pixels), rows(&mut plain, &pixels), "{n} of {max_batch_size}");
+            }
         }
+    }
+
+    #[test]
+    fn a_batch_is_padded_unless_the_model_fixes_its_size() {
+        let mut backbone = backbone();
+        backbone.max_batch_size = 8;
+        assert_eq!(backbone.padded(3), 3, "on the CPU");
+        backbone.on_device = Some(OnDevice::with(Allocator::default(), Allocator::default()));
+        assert_eq!(backbone.padded(3), 4);
+        backbone.input.batch = Some(3);
+        assert_eq!(backbone.padded(3), 3);
     }
 
     #[test]
     fn features_in_a_tensor_are_scored_and_copied() {
         library::init(None).expect("run `make ort`");
-        let tensor = Tensor::from_array(([2_usize, 2], vec![1.0_f32, 2.0, 3.0, 4.0])).expect("a tensor");
+        // Two rows, and one of padding that is not even finite.
+        let values = vec![1.0_f32, 2.0, 3.0, 4.0, f32::NAN, f32::INFINITY];
+        let tensor = Tensor::from_array(([3_usize, 2], values)).expect("a tensor");
         let features = Features::new(Rows::Device(tensor), 2, 2);
         assert!(features.is_on_device());
         assert_eq!(*features.to_host().expect("a copy"), [1.0, 2.0, 3.0, 4.0]);
@@ -351,6 +397,7 @@ mod tests {
         let mut scorer = Scorer::build(&spec, &options).expect("a valid head");
         assert_eq!(scorer.run(&features).expect("a run").raw, [21.0, 43.0]);
         let Rows::Device(tensor) = features.rows() else { panic!("it was put there") };
-        assert_eq!(scorer.run_tensor(tensor, 2).expect("a run").raw, [21.0, 43.0], "without a copy to the host");
+        let scores = scorer.run_padded(tensor, 2).expect("a run, without a copy to the host");
+        assert_eq!((scores.n, &*scores.raw), (2, &[21.0, 43.0][..]));
     }
 }

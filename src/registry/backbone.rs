@@ -15,7 +15,7 @@ use crate::{
     batcher::Backbone,
     files::{FileUnreadable, read},
     heads::{FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
-    onnx::{self, CutClassifier, OnnxError, SessionOptions, cut_classifier},
+    onnx::{self, CutClassifier, OnnxError, SessionOptions, cut_classifier, sizes_to_warm},
     preprocess::Preprocessor,
 };
 
@@ -127,14 +127,14 @@ pub(super) fn warm_up(
         {
             return Err(LoadError::ImageSize { height, width, expected_height, expected_width });
         }
-        warm_up_session(&mut session, given, options.limits.max_batch_size)
+        warm_up_session(&mut session, given, options.session.max_batch_size)
             .map_err(|source| LoadError::Backbone { path: directory.backbone.clone(), source })?;
         sessions.push(Box::new(session));
     }
     Ok(sessions)
 }
 
-/// Runs a session once at each batch size, if it is known of which size the images are.
+/// Runs a session once at each batch size that is to be warmed, if it is known of which size the images are.
 fn warm_up_session(
     session: &mut onnx::Backbone,
     given: Option<(usize, usize)>,
@@ -145,7 +145,8 @@ fn warm_up_session(
         (None, (Some(height), Some(width))) => Some((height, width)),
         (None, _) => None,
     };
-    size.map_or(Ok(()), |(height, width)| session.warm_up(&[1, max_batch_size], height, width))
+    let batch_sizes = sizes_to_warm(session.provider(), max_batch_size);
+    size.map_or(Ok(()), |(height, width)| session.warm_up(&batch_sizes, height, width))
 }
 
 /// What a session is made of again while the model serves.
@@ -156,7 +157,6 @@ pub(super) struct BackboneSource {
     stamp: (SystemTime, u64),
     session: SessionOptions,
     image_size: Option<(usize, usize)>,
-    max_batch_size: usize,
 }
 
 impl BackboneSource {
@@ -174,7 +174,6 @@ impl BackboneSource {
             // Where it runs now, and nowhere else.
             session: SessionOptions { device: provider.into(), ..options.session.clone() },
             image_size: preprocessor.output_size(),
-            max_batch_size: options.limits.max_batch_size,
         })
     }
 
@@ -187,7 +186,7 @@ impl BackboneSource {
         }
         let cut = self.is_cut.then(|| cut_of(path, 0, 0)).transpose()?;
         let mut session = session_of(path, cut.as_ref(), &self.session).map_err(failed)?;
-        warm_up_session(&mut session, self.image_size, self.max_batch_size).map_err(failed)?;
+        warm_up_session(&mut session, self.image_size, self.session.max_batch_size).map_err(failed)?;
         Ok(session)
     }
 }

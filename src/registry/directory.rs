@@ -16,6 +16,7 @@ use crate::{
     dataset::{CountsError, parse_train_counts},
     files::{FileUnreadable, read_text},
     heads::{BiasMode, HeadKind, SettingsPatch},
+    onnx::CudaOptions,
     preprocess::PreprocessConfig,
 };
 
@@ -105,6 +106,8 @@ pub struct ModelDirectory {
     pub backbone: PathBuf,
     /// How images become tensors.
     pub preprocess: PreprocessConfig,
+    /// How it runs on an NVIDIA device.
+    pub cuda: CudaOptions,
     /// The name of each class.
     pub labels: Vec<String>,
     /// Training samples of each class, if known.
@@ -121,6 +124,8 @@ struct ModelToml {
     name: String,
     backbone: PathBuf,
     preprocess: PreprocessConfig,
+    #[serde(default)]
+    cuda: CudaOptions,
     classes: ClassesToml,
     heads: HeadsToml,
 }
@@ -231,6 +236,7 @@ impl ModelDirectory {
             name: model.name,
             backbone: path.join(model.backbone),
             preprocess: model.preprocess,
+            cuda: model.cuda,
             labels,
             train_counts,
             default_head,

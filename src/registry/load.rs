@@ -163,6 +163,12 @@ pub fn load_model_with(
     options: &LoadOptions,
     wrap: impl Fn(Box<dyn Backbone>) -> Box<dyn Backbone> + Send + Sync + 'static,
 ) -> Result<Model, LoadError> {
+    let session = SessionOptions {
+        cuda: directory.cuda,
+        max_batch_size: options.limits.max_batch_size,
+        ..options.session.clone()
+    };
+    let options = &LoadOptions { session, ..options.clone() };
     let mut files = read_head_files(directory)?;
     let preprocessor = preprocessor_of(directory, options)?;
     let backbones = load_backbones(directory, &mut files, options, preprocessor.output_size())?;

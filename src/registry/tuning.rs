@@ -106,6 +106,7 @@ struct Circumstances {
     backbone: String,
     onnxruntime: String,
     device: String,
+    cuda: String,
     cores: usize,
     cpu: String,
     sessions: Option<usize>,
@@ -121,6 +122,7 @@ impl Circumstances {
             backbone: Digest::of(&read(&directory.backbone)?).to_hex(),
             onnxruntime: runtime.version.clone(),
             device: options.session.device.to_string(),
+            cuda: directory.cuda.to_string(),
             cores: crate::config::cores(),
             cpu: cpu_name(),
             sessions: settled.sessions,
@@ -221,7 +223,7 @@ fn measure(
     let mut measured = Vec::new();
     for (n_sessions, threads) in splits(crate::config::cores(), options.session.device.expects_cuda(), settled) {
         let mut options = LoadOptions { n_sessions, ..options.clone() };
-        options.session.threads = threads;
+        (options.session.threads, options.session.cuda) = (threads, directory.cuda);
         let mut backbones = load_backbones(directory, &mut read_head_files(directory)?, &options, given)?;
         let size = match (given, backbones.sessions.first().map(onnx::Backbone::input_size)) {
             (Some(size), _) => size,
@@ -230,7 +232,7 @@ fn measure(
         };
         let largest = match backbones.provider {
             onnx::Provider::Cpu => CPU_LARGEST_BATCH,
-            onnx::Provider::Cuda { .. } => CUDA_LARGEST_BATCH,
+            _ => CUDA_LARGEST_BATCH,
         };
         let batches = match settled.max_batch_size {
             Some(only) => vec![only],

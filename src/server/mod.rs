@@ -119,6 +119,7 @@ pub fn load_options(
             device: config.device,
             threads: plan.threads,
             cuda_memory_limit_bytes: config.cuda_memory_limit_bytes,
+            ..SessionOptions::default()
         },
         n_sessions: plan.sessions,
         limits: BatchLimits {

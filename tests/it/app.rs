@@ -11,7 +11,7 @@ use equipoise::{
     batcher::Backbone,
     config::{Config, ServeOptions},
     http::Phase,
-    onnx::{Features, OnnxError},
+    onnx::{DeviceMemory, Features, OnnxError},
     registry::{ModelDirectory, load_model_with},
     server::{Listeners, Server, ServerError, load_options},
 };
@@ -447,6 +447,9 @@ struct Orders {
     held: bool,
     /// The number of a run, from 1, and what happens in it.
     fault: Option<(usize, Fault)>,
+    /// Images for which the device has memory.
+    largest_batch: Option<usize>,
+    device_memory: Option<DeviceMemory>,
     /// Images of each run so far.
     runs: Vec<usize>,
 }
@@ -471,6 +474,16 @@ impl StandIn {
         self.orders.0.lock().unwrap().fault = Some((number, fault));
     }
 
+    /// From now on a batch of more images runs out of memory.
+    pub(crate) fn has_memory_for(&self, largest_batch: usize) {
+        self.orders.0.lock().unwrap().largest_batch = Some(largest_batch);
+    }
+
+    /// What it says to hold on its device.
+    pub(crate) fn holds(&self, held: DeviceMemory) {
+        self.orders.0.lock().unwrap().device_memory = Some(held);
+    }
+
     /// Images of each run that has begun.
     pub(crate) fn runs(&self) -> Vec<usize> {
         self.orders.0.lock().unwrap().runs.clone()
@@ -485,6 +498,10 @@ impl StandIn {
     fn around(&self, inner: Box<dyn Backbone>) -> Box<dyn Backbone> {
         struct Held(Box<dyn Backbone>, StandIn, bool);
         impl Backbone for Held {
+            fn device_memory(&self) -> Option<DeviceMemory> {
+                self.1.orders.0.lock().unwrap().device_memory
+            }
+
             fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
                 let (orders, changed) = &*self.1.orders;
                 let mut orders = orders.lock().unwrap();
@@ -493,6 +510,10 @@ impl StandIn {
                 self.1.begun.send_replace(number);
                 while orders.held {
                     orders = changed.wait(orders).unwrap();
+                }
+                if orders.largest_batch.is_some_and(|largest| largest < n) {
+                    let words = "Failed to allocate memory for requested buffer of size 643840";
+                    return Err(OnnxError::Run { n, source: ort::Error::new(words) });
                 }
                 let fault = orders.fault.filter(|(run, _)| *run == number).map(|(_, fault)| fault);
                 drop(orders);

@@ -16,7 +16,7 @@ pub(crate) fn read_model(file: &str) -> Vec<u8> {
 }
 
 pub(crate) fn on_cpu() -> SessionOptions {
-    SessionOptions { device: DeviceChoice::Cpu, threads: 1, cuda_memory_limit_bytes: None }
+    SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() }
 }
 
 /// The pixels that make_models.py computed its answers for, `[n,3,8,8]`.

@@ -19,7 +19,7 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("gif", &["src/preprocess/"]),
     ("tiff", &["src/preprocess/"]),
     ("zune_jpeg", &["src/preprocess/"]),
-    ("prometheus", &["src/metrics.rs"]),
+    ("prometheus", &["src/metrics/"]),
     ("object_store", &["src/registry/"]),
     ("clap", &["src/cli/", "src/config/", "src/main.rs"]),
 ];

@@ -12,6 +12,7 @@ use crate::{
         text::Facts,
     },
     heads::Digest,
+    onnx::CudaOptions,
     preprocess::{Crop, Decode, ExifOrientation, PreprocessConfig, Resize},
     registry::ModelDirectory,
 };
@@ -25,6 +26,9 @@ pub(super) struct ModelReport {
     /// Height and width of what the backbone is given, if every image becomes equally large.
     image_size: Option<(usize, usize)>,
     preprocess: PreprocessConfig,
+    /// How it runs on an NVIDIA device, if `[cuda]` says anything of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cuda: Option<String>,
     /// The execution provider that it ran on here.
     provider: String,
     backbone: BackboneReport,
@@ -64,6 +68,7 @@ impl ModelReport {
             feature_dim: model.feature_dim(),
             image_size: preprocessor.output_size(),
             preprocess: preprocessor.config().clone(),
+            cuda: (directory.cuda != CudaOptions::default()).then(|| directory.cuda.to_string()),
             provider: model.provider().to_string(),
             backbone: BackboneReport {
                 file: directory.backbone.display().to_string(),
@@ -93,6 +98,9 @@ impl ModelReport {
         facts.add("preprocessing", preprocess_shown(&self.preprocess));
         facts.add("backbone", format!("{}, {} bytes", self.backbone.file, self.backbone.bytes));
         facts.add("sha256", self.backbone.digest.clone());
+        if let Some(cuda) = &self.cuda {
+            facts.add("on a GPU", cuda.clone());
+        }
         facts.add("runs on", self.provider.clone());
         for warning in &self.warnings {
             facts.add("warning", warning.clone());

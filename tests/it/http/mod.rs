@@ -4,6 +4,7 @@ mod access;
 mod accuracy;
 mod admin;
 mod damage;
+mod device_memory;
 mod errors;
 mod feature_sets;
 mod fits;

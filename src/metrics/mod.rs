@@ -4,10 +4,14 @@
 //! caller of the inference API can invent never becomes one. docs/METRICS.md lists them all, and a test holds it against
 //! this file.
 
+mod resolved;
+
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
 };
+
+pub use resolved::{FeatureSetMetrics, FitMetrics, HeadMetrics, ModelMetrics, StateMetrics};
 
 use crate::{dataset::Shot, preprocess::ImageError};
 
@@ -56,6 +60,8 @@ pub struct Metrics {
     queue_capacity: IntGaugeVec,
     workers: IntGaugeVec,
     worker_restarts: IntCounterVec,
+    out_of_memory: IntCounterVec,
+    device_memory: IntGaugeVec,
     predictions: IntCounterVec,
     top1_probability: HistogramVec,
     head_tau: GaugeVec,
@@ -141,6 +147,16 @@ impl Metrics {
                 "equipoise_worker_restarts_total",
                 "Workers that began anew with new sessions, by what was wrong",
                 &["model", "reason"],
+            ),
+            out_of_memory: counter(
+                "equipoise_out_of_memory_total",
+                "Runs of the backbone that did not fit the memory of the device",
+                &["model"],
+            ),
+            device_memory: int_gauge(
+                "equipoise_device_memory_bytes",
+                "Memory on a GPU of the backbone's sessions",
+                &["model", "kind"],
             ),
             predictions: counter("equipoise_predictions_total", "Top-1 predictions", &["model", "head", "shot"]),
             top1_probability: histogram(
@@ -241,6 +257,9 @@ impl Metrics {
             queue_capacity: self.queue_capacity.with_label_values(&[model]),
             workers: self.workers.with_label_values(&[model]),
             restarts: ["panic", "session"].map(|reason| self.worker_restarts.with_label_values(&[model, reason])),
+            out_of_memory: self.out_of_memory.with_label_values(&[model]),
+            model: model.to_owned(),
+            device_memory: self.device_memory.clone(),
             image_errors: self.image_errors.clone(),
         }
     }
@@ -336,100 +355,5 @@ impl Metrics {
     /// Those of the encoder.
     pub fn render(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
-    }
-}
-
-/// The metrics of one model.
-#[derive(Clone, Debug)]
-pub struct ModelMetrics {
-    phases: [Histogram; 4],
-    /// Images in a batch.
-    pub batch_size: Histogram,
-    /// Images admitted and not yet in a batch.
-    pub queue_depth: IntGauge,
-    /// Images that can wait at once.
-    pub queue_capacity: IntGauge,
-    /// Workers that have a session.
-    pub workers: IntGauge,
-    restarts: [IntCounter; 2],
-    image_errors: IntCounterVec,
-}
-
-impl ModelMetrics {
-    /// The duration histogram of a phase.
-    pub fn phase(&self, phase: Phase) -> &Histogram {
-        let [preprocess, queue, backbone, head] = &self.phases;
-        match phase {
-            Phase::Preprocess => preprocess,
-            Phase::Queue => queue,
-            Phase::Backbone => backbone,
-            Phase::Head => head,
-        }
-    }
-
-    /// Counts a worker that begins anew, after a panic or else because its session was broken.
-    pub fn worker_restarted(&self, after_panic: bool) {
-        let [panic, session] = &self.restarts;
-        if after_panic { panic } else { session }.inc();
-    }
-
-    /// Counts an image that could not be read.
-    pub fn image_error(&self, reason: &str) {
-        self.image_errors.with_label_values(&[reason]).inc();
-    }
-}
-
-/// The metrics of where a model's state is kept.
-#[derive(Clone, Debug)]
-pub struct StateMetrics {
-    /// The generation that is served.
-    pub generation: IntGauge,
-    /// Seconds since it was last known to be the newest.
-    pub lag: Gauge,
-    /// Whether the store answered the last time.
-    pub reachable: IntGauge,
-    /// Files that are damaged or missing.
-    pub damaged: IntGauge,
-}
-
-/// The metrics of a model's feature sets.
-#[derive(Clone, Debug)]
-pub struct FeatureSetMetrics {
-    /// Feature sets that are kept.
-    pub sets: IntGauge,
-    /// Bytes on the disk that they take.
-    pub bytes: IntGauge,
-}
-
-/// The metrics of the fits of one model.
-#[derive(Clone, Debug)]
-pub struct FitMetrics {
-    /// Fits that run.
-    pub running: IntGauge,
-    /// Fits that wait.
-    pub queued: IntGauge,
-    /// Samples that the latest fit looked at in a second.
-    pub samples_per_second: Gauge,
-}
-
-/// The metrics of one head.
-#[derive(Clone, Debug)]
-pub struct HeadMetrics {
-    predictions: [IntCounter; 4],
-    top1_probability: Histogram,
-}
-
-impl HeadMetrics {
-    /// Counts a top-1 prediction.
-    pub fn predicted(&self, shot: Shot, probability: f64) {
-        let [many, medium, few, unknown] = &self.predictions;
-        match shot {
-            Shot::Many => many,
-            Shot::Medium => medium,
-            Shot::Few => few,
-            Shot::Unknown => unknown,
-        }
-        .inc();
-        self.top1_probability.observe(probability);
     }
 }
