@@ -14,7 +14,8 @@ ORT_PLATFORM ?= $(shell case "$$(uname -s)-$$(uname -m)" in \
 	(Darwin-arm64) echo macosx_14_0_arm64;; esac)
 ORT_STAMP = $(ORT_DIR)/$(ORT_PACKAGE)-$(ORT_VERSION).stamp
 
-.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit bench-serving bench-growth bench-lite0 fuzz clean
+.PHONY: help serve test interleavings test-training study ort lint deny bench bench-fit bench-serving bench-growth bench-lite0 \
+	bench-scaled fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +80,23 @@ bench-lite0: ort ## Make EfficientNet-Lite0 for the next bench-serving, which th
 	rm -rf $(BENCH_SERVING)/lite0
 	$(CARGO) run --release --locked -- import $(BENCH_SERVING)/lite0.onnx -o $(BENCH_SERVING)/lite0 --name lite0 \
 		--pre-crop 0.875 --resize 224,224 --interpolation bicubic --mean 0.498,0.498,0.498 --std 0.502,0.502,0.502
+
+BENCH_SCALED = .work/bench-scaled
+BUILT = $${CARGO_TARGET_DIR:-target}/release/equipoise
+
+bench-scaled: ort $(BENCH_SCALED)/.venv/ready ## What decode = "scaled" costs in accuracy, after bench-lite0 (cmake, nasm; 600 MB of disk, ten minutes)
+	@test -n "$(BENCH_LITE0)" || { echo "run make bench-lite0 first, or give BENCH_LITE0=DIR"; exit 1; }
+	$(CARGO) build --release --locked
+	cp $(BUILT) $(BENCH_SCALED)/equipoise-zune
+	$(CARGO) build --release --locked --features turbojpeg
+	cp $(BUILT) $(BENCH_SCALED)/equipoise-turbojpeg
+	$(BENCH_SCALED)/.venv/bin/python benches/scaled_decode/compare.py --scaled-binary $(BENCH_SCALED)/equipoise-turbojpeg \
+		--exact-binary $(BENCH_SCALED)/equipoise-zune --lite0 $(BENCH_LITE0) --icons models/icons30 --work $(BENCH_SCALED)
+
+$(BENCH_SCALED)/.venv/ready: benches/scaled_decode/requirements.txt
+	$(PYTHON) -m venv $(BENCH_SCALED)/.venv
+	$(BENCH_SCALED)/.venv/bin/pip install --quiet --requirement benches/scaled_decode/requirements.txt
+	touch $@
 
 FUZZ ?= image
 FUZZ_SECONDS ?= 600

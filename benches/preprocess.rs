@@ -1,19 +1,21 @@
 //! The way of an image file to its tensor, and the same with `fast_image_resize` in the resampler's place.
 //!
 //! `tensor` is decode, resize, crop and normalise; `resample` is the same without decoding, of which `pillow` is ours
-//! (Pillow's values) and `fast_image_resize` the baseline (off by one in some).
+//! (Pillow's values) and `fast_image_resize` the baseline (off by one in some). `pillow, scaled` is `decode = "scaled"`, in
+//! builds that have it; `decode_rgb` stands before the baseline, so that both have the same decoder.
 
 use std::hint::black_box;
 use std::io::Cursor;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use equipoise::preprocess::{
-    DecodeLimits, ExifOrientation, Interpolation, PreprocessConfig, Preprocessor, Rect, RgbImage, Target, decode_rgb,
-    resample,
+    DecodeLimits, ExifOrientation, Interpolation, PreprocessConfig, PreprocessConfigError, Preprocessor, Rect,
+    RgbImage, Target, decode_rgb, resample,
 };
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::{ExtendedColorType, ImageEncoder};
+use serde_json::Value;
 
 /// Shapes and noise, so that it compresses about as a photo does.
 fn picture(height: usize, width: usize) -> Vec<u8> {
@@ -31,8 +33,20 @@ fn picture(height: usize, width: usize) -> Vec<u8> {
     pixels
 }
 
+/// `jpeg` has its colours at every pixel; `jpeg-420`, at one of four, is what cameras write.
 fn encoded(format: &str, height: usize, width: usize) -> Vec<u8> {
     let pixels = picture(height, width);
+    #[cfg(feature = "turbojpeg")]
+    if format == "jpeg-420" {
+        let image = turbojpeg::Image {
+            pixels: &pixels[..],
+            width,
+            pitch: width * 3,
+            height,
+            format: turbojpeg::PixelFormat::RGB,
+        };
+        return turbojpeg::compress(image, 90, turbojpeg::Subsamp::Sub2x2).expect("the picture is encoded").to_vec();
+    }
     let mut bytes = Cursor::new(Vec::new());
     let (columns, rows) = (width as u32, height as u32);
     let written = match format {
@@ -50,19 +64,23 @@ fn encoded(format: &str, height: usize, width: usize) -> Vec<u8> {
     bytes.into_inner()
 }
 
-fn preprocessor(resize: u32, crop: u32) -> Preprocessor {
-    let config: PreprocessConfig = serde_json::from_value(serde_json::json!({
-        "resize": resize, "crop": crop, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-    }))
-    .expect("the configuration is valid");
-    Preprocessor::new(config, DecodeLimits::default()).expect("the configuration makes sense")
+/// `None` for `decode = "scaled"` in a build that decodes every pixel.
+fn preprocessor(steps: &Value) -> Option<Preprocessor> {
+    let mut config = serde_json::json!({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]});
+    for (key, value) in steps.as_object().expect("the steps are an object") {
+        config[key] = value.clone();
+    }
+    let config: PreprocessConfig = serde_json::from_value(config).expect("the configuration is valid");
+    match Preprocessor::new(config, DecodeLimits::default()) {
+        Err(PreprocessConfigError::CannotScale) => None,
+        made => Some(made.expect("the configuration makes sense")),
+    }
 }
 
-/// Resize by the shorter side and centre crop, in the source's coordinates, by the baseline.
-fn baseline_resample(image: &RgbImage, resize: usize, crop: usize, filter: FilterType) -> Vec<u8> {
+/// A square of `side` pixels in the middle, resized to `crop`, by the baseline.
+fn baseline_resample(image: &RgbImage, side: f64, crop: usize, filter: FilterType) -> Vec<u8> {
     let source = ImageRef::new(image.width() as u32, image.height() as u32, image.pixels(), PixelType::U8x3);
     let mut out = Image::new(crop as u32, crop as u32, PixelType::U8x3);
-    let side = crop as f64 * image.height().min(image.width()) as f64 / resize as f64;
     let (left, top) = ((image.width() as f64 - side) / 2.0, (image.height() as f64 - side) / 2.0);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(left, top, side, side);
     let resized = Resizer::new().resize(&source.expect("the size fits"), &mut out, &options);
@@ -70,9 +88,9 @@ fn baseline_resample(image: &RgbImage, resize: usize, crop: usize, filter: Filte
     out.into_vec()
 }
 
-fn baseline_tensor(bytes: &[u8], resize: usize, crop: usize) -> Vec<f32> {
+fn baseline_tensor(bytes: &[u8], side: f64, crop: usize, filter: FilterType) -> Vec<f32> {
     let image = decode_rgb(bytes, &DecodeLimits::default(), ExifOrientation::Ignore).expect("a valid file");
-    let resized = baseline_resample(&image, resize, crop, FilterType::Bilinear);
+    let resized = baseline_resample(&image, side, crop, filter);
     let mut tensor = vec![0.0; crop * crop * 3];
     for (channel, (plane, (mean, std))) in
         tensor.chunks_exact_mut(crop * crop).zip([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]).enumerate()
@@ -84,28 +102,80 @@ fn baseline_tensor(bytes: &[u8], resize: usize, crop: usize) -> Vec<f32> {
     tensor
 }
 
+/// The side of the square that resizing the shorter side and cropping comes to, in the source's coordinates.
+fn side_of(height: usize, width: usize, resize: usize, crop: usize) -> f64 {
+    crop as f64 * height.min(width) as f64 / resize as f64
+}
+
+/// A file, what becomes of it, and what the baseline has to do for that.
+struct Case {
+    id: String,
+    bytes: Vec<u8>,
+    steps: Value,
+    side: f64,
+    crop: usize,
+    filter: FilterType,
+    is_large: bool,
+}
+
+impl Case {
+    fn bilinear(format: &str, height: usize, width: usize, resize: usize, crop: usize) -> Self {
+        Self {
+            id: format!("{format} {width}x{height} to {crop}"),
+            bytes: encoded(format, height, width),
+            steps: serde_json::json!({"resize": resize, "crop": crop}),
+            side: side_of(height, width, resize, crop),
+            crop,
+            filter: FilterType::Bilinear,
+            is_large: height > 1000,
+        }
+    }
+
+    /// As EfficientNet-Lite0 takes its images.
+    fn bicubic_of_square() -> Self {
+        Self {
+            id: "jpeg 500x375 to 224, bicubic".to_owned(),
+            steps: serde_json::json!({"pre_crop": 0.875, "resize": [224, 224], "interpolation": "bicubic"}),
+            side: 328.0,
+            filter: FilterType::CatmullRom,
+            ..Self::bilinear("jpeg", 375, 500, 256, 224)
+        }
+    }
+}
+
 fn tensor(c: &mut Criterion) {
     let mut group = c.benchmark_group("tensor");
     let cases = [
-        ("png", 96, 96, 36, 32),
-        ("jpeg", 96, 96, 36, 32),
-        ("jpeg", 375, 500, 256, 224),
-        ("jpeg", 3000, 4000, 256, 224),
+        Case::bilinear("png", 96, 96, 36, 32),
+        Case::bilinear("jpeg", 96, 96, 36, 32),
+        Case::bilinear("jpeg", 375, 500, 256, 224),
+        Case::bicubic_of_square(),
+        Case::bilinear("jpeg", 3000, 4000, 256, 224),
+        #[cfg(feature = "turbojpeg")]
+        Case::bilinear("jpeg-420", 3000, 4000, 256, 224),
     ];
-    for (format, height, width, resize, crop) in cases {
-        let bytes = encoded(format, height, width);
-        let preprocessor = preprocessor(resize as u32, crop as u32);
-        let id = format!("{format} {width}x{height} to {crop}");
+    for Case { id, bytes, mut steps, side, crop, filter, is_large } in cases {
         group.throughput(Throughput::Elements(1));
-        if height > 1000 {
+        if is_large {
             group.sample_size(10);
         }
-        group.bench_with_input(BenchmarkId::new("pillow", &id), &bytes, |b, bytes| {
-            let mut out = Vec::new();
-            b.iter(|| preprocessor.run_into(black_box(bytes), &mut out).expect("a valid file"));
-        });
+        let mut ours = |name: &str, steps: &Value| {
+            let Some(preprocessor) = preprocessor(steps) else {
+                println!("tensor/{name}/{id}: left out, this build decodes every pixel (--features turbojpeg)");
+                return;
+            };
+            group.bench_with_input(BenchmarkId::new(name, &id), &bytes, |b, bytes| {
+                let mut out = Vec::new();
+                b.iter(|| preprocessor.run_into(black_box(bytes), &mut out).expect("a valid file"));
+            });
+        };
+        ours("pillow", &steps);
+        if is_large {
+            steps["decode"] = Value::from("scaled");
+            ours("pillow, scaled", &steps);
+        }
         group.bench_with_input(BenchmarkId::new("fast_image_resize", &id), &bytes, |b, bytes| {
-            b.iter(|| baseline_tensor(black_box(bytes), resize, crop));
+            b.iter(|| baseline_tensor(black_box(bytes), side, crop, filter));
         });
     }
 }
@@ -129,7 +199,7 @@ fn resampling(c: &mut Criterion) {
                 b.iter(|| resample(black_box(image).view(), interpolation, &target));
             });
             group.bench_with_input(BenchmarkId::new("fast_image_resize", &id), &image, |b, image| {
-                b.iter(|| baseline_resample(black_box(image), resize, crop, filter));
+                b.iter(|| baseline_resample(black_box(image), side_of(height, width, resize, crop), crop, filter));
             });
         }
     }
