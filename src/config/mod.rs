@@ -101,7 +101,7 @@ pub struct ServeOptions {
     pub decode_threads: Option<usize>,
 
     /// Images of a model that may wait at once; a request that finds no place is answered 503 at once. Each waiting image
-    /// holds its file and its tensor in memory [default: 512]
+    /// holds its file in memory, and its tensor too with --decode-threads above 0 [default: 512]
     #[arg(long, env = "EQUIPOISE_QUEUE_CAPACITY", value_name = "IMAGES")]
     pub queue_capacity: Option<NonZeroUsize>,
 

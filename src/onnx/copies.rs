@@ -46,7 +46,7 @@ impl Backbone {
         if let (Provider::Cpu, true, Some(size)) = (self.provider(), n >= 2, fixed_size.or(image_size)) {
             match self.sharing(model, base_dir, &options, n, size) {
                 Ok(sharing) => return Ok(sharing),
-                Err(error) => tracing::debug!(%error, "each session has its own copy of the weights"),
+                Err(error) => tracing::info!(%error, "each session has a copy of the weights to itself: {error}"),
             }
         }
         let mut all = vec![self];
