@@ -33,7 +33,8 @@ impl Bare {
         let options = SessionOptions { device: DeviceChoice::Cpu, threads: 1, ..SessionOptions::default() };
         let preprocessor = Preprocessor::new(directory.preprocess.clone(), DecodeLimits::default()).unwrap();
         let (height, width) = preprocessor.output_size().unwrap();
-        let mut session = Backbone::load_file(&directory.backbone, &options).unwrap();
+        let model = std::fs::read(&directory.backbone).unwrap();
+        let mut session = Backbone::load(&model, directory.backbone.parent(), &options).unwrap();
         session.warm_up(&[1], height, width).unwrap();
         let joint = std::fs::read(directory.path.join("heads/joint.safetensors")).unwrap();
         let joint = HeadFile::parse(&joint).unwrap().head;

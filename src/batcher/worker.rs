@@ -55,8 +55,8 @@ pub type Rebuild = Arc<dyn Fn() -> Result<Box<dyn Backbone>, Box<dyn Error + Sen
 /// After a session could not be made, the time until the next try; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Once decoding has taken so long, a batch goes as it is: the first of it would wait for large photos behind it, and what a
-/// larger batch saves on the CPU is a fraction of a millisecond.
+/// Once decoding has taken so long, a batch goes as it is, unless a longer delay was asked for: the first of it would wait for
+/// large photos behind it, and what a larger batch saves on the CPU is a fraction of a millisecond.
 const LONGEST_DECODING: Duration = Duration::from_millis(10);
 
 /// What the workers of a model share.
@@ -350,6 +350,7 @@ impl Shared {
         let share = (self.jobs.len() + 1).div_ceil(self.n_workers.max(1)).min(max_batch_size);
         let target = if max_queue_delay > Duration::ZERO { max_batch_size } else { share };
         let until = first.queued_at + max_queue_delay;
+        let longest_decoding = LONGEST_DECODING.max(max_queue_delay);
         let mut batch = Vec::with_capacity(target);
         let (mut n, mut decoding) = (0, Duration::ZERO);
         let mut next = Some(first);
@@ -366,7 +367,7 @@ impl Shared {
                 batch.push(job);
             }
             next = match n {
-                n if n >= target || decoding >= LONGEST_DECODING => None,
+                n if n >= target || decoding >= longest_decoding => None,
                 // What already waits comes first, whatever the time.
                 _ => self.jobs.recv_until(until).ok(),
             };

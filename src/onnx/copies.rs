@@ -13,9 +13,10 @@ use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 
 use super::build::configure;
-use super::device::{DeviceChoice, Provider, SessionOptions};
+use super::device::{Provider, SessionOptions};
 use super::error::OnnxError;
 use super::library;
+use super::random_pixels::RandomPixels;
 use super::session::{Backbone, named};
 
 const WEIGHTS: &str = "weights.bin";
@@ -38,20 +39,15 @@ impl Backbone {
         n: usize,
         image_size: Option<(usize, usize)>,
     ) -> Result<Vec<Self>, OnnxError> {
-        let options = SessionOptions { device: DeviceChoice::from(self.provider()), ..options.clone() };
-        let fixed_size = match self.input_size() {
-            (Some(height), Some(width)) => Some((height, width)),
-            _ => None,
-        };
-        if let (Provider::Cpu, true, Some(size)) = (self.provider(), n >= 2, fixed_size.or(image_size)) {
-            match self.sharing(model, base_dir, &options, n, size) {
+        if let (Provider::Cpu, true, Some(size)) = (self.provider(), n >= 2, self.image_size(image_size)) {
+            match self.sharing(model, base_dir, options, n, size) {
                 Ok(sharing) => return Ok(sharing),
                 Err(error) => tracing::info!(%error, "each session has a copy of the weights to itself: {error}"),
             }
         }
         let mut all = vec![self];
         while all.len() < n {
-            all.push(Self::load(model, base_dir, &options)?);
+            all.push(Self::load(model, base_dir, options)?);
         }
         Ok(all)
     }
@@ -65,7 +61,7 @@ impl Backbone {
         (height, width): (usize, usize),
     ) -> Result<Vec<Self>, Box<dyn std::error::Error>> {
         let base_dir = base_dir.map(named);
-        let pixels = noise(3 * height * width);
+        let pixels = RandomPixels::new().draw(3 * height * width);
         let expected = self.run(&pixels, 1, height, width)?;
         let sessions = sharing_sessions(model, base_dir.as_deref(), options, n)?;
         let mut sharing: Vec<Self> = sessions.into_iter().map(|session| self.with_session(session)).collect();
@@ -101,14 +97,4 @@ fn sharing_sessions(
         builder.with_optimization_level(GraphOptimizationLevel::Disable)?.commit_from_file(&path)
     };
     Ok((0..n).map(session).collect::<ort::Result<_>>()?)
-}
-
-/// Values between -1 and 1, always the same.
-pub(crate) fn noise(len: usize) -> Vec<f32> {
-    let mut state = 1_u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
 }

@@ -21,14 +21,6 @@ pub enum OnnxError {
     /// ONNX Runtime itself is missing.
     #[error(transparent)]
     Library(#[from] LibraryError),
-    /// The file cannot be read.
-    #[error("cannot read `{}`", path.display())]
-    Read {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
     /// The bytes are no ONNX model.
     #[error("the file is not an ONNX model")]
     Malformed {

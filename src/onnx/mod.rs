@@ -29,11 +29,11 @@ mod head_graph;
 mod library;
 mod proto;
 mod proto_rest;
+mod random_pixels;
 mod scorer;
 mod session;
 
 pub use batch_sizes::sizes_to_warm;
-pub(crate) use copies::noise;
 pub use cuda::CudaOptions;
 pub use cut::{
     CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
@@ -46,5 +46,6 @@ pub use features::Features;
 pub use fit_engine::FitEngine;
 pub use head_graph::{ScorerSpec, Transform};
 pub use library::{Found, LibraryError, OLDEST_MINOR_VERSION, Runtime, SearchPlaces, init};
+pub(crate) use random_pixels::RandomPixels;
 pub use scorer::{Scorer, Scores};
 pub use session::Backbone;

@@ -1,7 +1,6 @@
 //! The backbone: images in, features out.
 
 use std::borrow::Cow;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
@@ -80,15 +79,6 @@ impl Backbone {
         Ok(backbone)
     }
 
-    /// Loads a model from a file; weights in other files are looked for in its folder.
-    ///
-    /// # Errors
-    /// [`OnnxError::Read`], and those of [`Backbone::load`].
-    pub fn load_file(path: &Path, options: &SessionOptions) -> Result<Self, OnnxError> {
-        let model = fs::read(path).map_err(|source| OnnxError::Read { path: path.to_path_buf(), source })?;
-        Self::load(&model, path.parent(), options)
-    }
-
     /// Takes the first provider that loads the model.
     fn load_first(source: Source<'_>) -> Result<Self, OnnxError> {
         let providers = backbone_providers_to_try(&source.options);
@@ -144,6 +134,12 @@ impl Backbone {
     #[must_use]
     pub fn input_size(&self) -> (Option<usize>, Option<usize>) {
         (self.input.height, self.input.width)
+    }
+
+    /// Height and width of the images: the model's, or what is `given` where it leaves them free.
+    #[must_use]
+    pub fn image_size(&self, given: Option<(usize, usize)>) -> Option<(usize, usize)> {
+        self.input.height.zip(self.input.width).or(given)
     }
 
     /// The batch size, if the model fixes it. Any `n` can be run: smaller batches are padded, larger ones split.
@@ -312,8 +308,8 @@ impl Backbone {
         self.output.feature_dim = Some(feature_dim);
         if tensor.memory_info().is_cpu_accessible() {
             let (_, values) = tensor.try_extract_tensor::<f32>().map_err(run_error)?;
-            let rows = values.iter().take(n * feature_dim).copied().collect();
-            return Ok(Features::new(Rows::Host(rows), n, feature_dim));
+            let rows = values.get(..n * feature_dim).unwrap_or(values);
+            return Ok(Features::new(Rows::Host(rows.to_vec()), n, feature_dim));
         }
         Ok(Features::new(Rows::Device(tensor), n, feature_dim))
     }

@@ -1,7 +1,6 @@
 //! The sessions of a backbone, also of one that has to be cut off a whole classifier first.
 
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -45,12 +44,13 @@ pub(super) fn load_backbones(
         .collect();
     let heads_dim = files.values().next().map(|file| file.parsed.head.feature_dim());
 
-    let mut first = onnx::Backbone::load_file(path, &options.session).map_err(failed)?;
+    let file = read(path)?;
+    let mut first = onnx::Backbone::load(&file, path.parent(), &options.session).map_err(failed)?;
     let fits = heads_dim.is_none_or(|dim| dim == first.feature_dim());
     let mut cut = None;
     if !from_classifier.is_empty() || !fits {
-        let made = cut_of(path, heads_dim.unwrap_or_default(), first.feature_dim())?;
-        first = session_of(path, Some(&made), &options.session).map_err(failed)?;
+        let made = cut_of(path, &file, heads_dim.unwrap_or_default(), first.feature_dim())?;
+        first = onnx::Backbone::load(&made.backbone, path.parent(), &options.session).map_err(failed)?;
         for name in from_classifier {
             let bytes = classifier_head_file(&made, directory.train_counts.as_deref());
             let parsed =
@@ -60,28 +60,17 @@ pub(super) fn load_backbones(
         cut = Some(made);
     }
     let (feature_dim, provider) = (first.feature_dim(), first.provider());
-    let model = match &cut {
-        Some(cut) => Cow::Borrowed(cut.backbone.as_slice()),
-        None => Cow::Owned(read(path)?),
-    };
+    let model = cut.as_ref().map_or(file.as_slice(), |cut| &cut.backbone);
     let sessions = first
-        .replicate(&model, path.parent(), &options.session, options.n_sessions.max(1), image_size)
+        .replicate(model, path.parent(), &options.session, options.n_sessions.max(1), image_size)
         .map_err(failed)?;
     Ok(LoadedBackbones { sessions, feature_dim, provider, is_cut: cut.is_some() })
 }
 
 /// The classifier in `path`, cut in two. The widths are what the heads ask for and what the file gives.
-fn cut_of(path: &Path, feature_dim: usize, found_dim: usize) -> Result<CutClassifier, LoadError> {
+fn cut_of(path: &Path, file: &[u8], feature_dim: usize, found_dim: usize) -> Result<CutClassifier, LoadError> {
     let error = |source| LoadError::Cut { path: path.to_owned(), feature_dim, found_dim, source: Box::new(source) };
-    cut_classifier(&read(path)?, path.parent()).map_err(error)
-}
-
-/// A session of a backbone file, or of what was cut out of it.
-fn session_of(path: &Path, cut: Option<&CutClassifier>, options: &SessionOptions) -> Result<onnx::Backbone, OnnxError> {
-    match cut {
-        None => onnx::Backbone::load_file(path, options),
-        Some(cut) => onnx::Backbone::load(&cut.backbone, path.parent(), options),
-    }
+    cut_classifier(file, path.parent()).map_err(error)
 }
 
 /// The head file of a classifier's last layer: the same layer gives the same bytes.
@@ -140,13 +129,8 @@ fn warm_up_session(
     given: Option<(usize, usize)>,
     max_batch_size: usize,
 ) -> Result<(), OnnxError> {
-    let size = match (given, session.input_size()) {
-        (Some(size), _) => Some(size),
-        (None, (Some(height), Some(width))) => Some((height, width)),
-        (None, _) => None,
-    };
     let batch_sizes = sizes_to_warm(session.provider(), max_batch_size);
-    size.map_or(Ok(()), |(height, width)| session.warm_up(&batch_sizes, height, width))
+    session.image_size(given).map_or(Ok(()), |(height, width)| session.warm_up(&batch_sizes, height, width))
 }
 
 /// What a session is made of again while the model serves.
@@ -184,8 +168,10 @@ impl BackboneSource {
         if stamp(path)? != self.stamp {
             return Err(LoadError::BackboneChanged { path: path.clone() });
         }
-        let cut = self.is_cut.then(|| cut_of(path, 0, 0)).transpose()?;
-        let mut session = session_of(path, cut.as_ref(), &self.session).map_err(failed)?;
+        let file = read(path)?;
+        let cut = self.is_cut.then(|| cut_of(path, &file, 0, 0)).transpose()?;
+        let model = cut.as_ref().map_or(file.as_slice(), |cut| &cut.backbone);
+        let mut session = onnx::Backbone::load(model, path.parent(), &self.session).map_err(failed)?;
         warm_up_session(&mut session, self.image_size, self.session.max_batch_size).map_err(failed)?;
         Ok(session)
     }

@@ -6,7 +6,6 @@
 use std::{
     fs,
     path::Path,
-    sync::Barrier,
     time::{Duration, Instant},
 };
 
@@ -16,7 +15,7 @@ use super::{
     LoadError, LoadOptions, ModelDirectory, StateDir, StateError,
     backbone::load_backbones,
     load::{preprocessor_of, read_head_files},
-    store::io_error,
+    store::{io_error, write_whole},
 };
 use crate::{
     files::read,
@@ -31,7 +30,7 @@ const SLICE: Duration = Duration::from_millis(60);
 const N_ROUNDS: usize = 5;
 /// No more rounds of one split of the cores after that.
 const LONGEST: Duration = Duration::from_secs(10);
-/// Larger batches gained nothing on any machine that was tried.
+/// Larger batches gained nothing on the machine that was tried.
 const CPU_LARGEST_BATCH: usize = 32;
 const CUDA_LARGEST_BATCH: usize = 128;
 /// From batch to batch: at two in a row that are slower than the best by this share, larger ones are not tried.
@@ -185,12 +184,8 @@ fn kept(path: &Path) -> Option<Tuning> {
 }
 
 fn keep(path: &Path, tuning: &Tuning) -> Result<(), StateError> {
-    let folder = path.parent().unwrap_or(path);
-    let bytes = serde_json::to_vec_pretty(tuning).unwrap_or_default();
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io_error(path))?;
-    std::io::Write::write_all(&mut file, &bytes).map_err(io_error(path))?;
-    file.persist(path).map_err(|error| io_error(path)(error.error))?;
-    Ok(())
+    let bytes = serde_json::to_vec_pretty(tuning).map_err(|error| io_error(path)(error.into()))?;
+    write_whole(path.parent().unwrap_or(path), path, &bytes)
 }
 
 /// Of the plans that are about as fast as the fastest: the smallest batch, which costs least memory and keeps nobody waiting for
@@ -225,11 +220,8 @@ fn measure(
         let mut options = LoadOptions { n_sessions, ..options.clone() };
         (options.session.threads, options.session.cuda) = (threads, directory.cuda);
         let mut backbones = load_backbones(directory, &mut read_head_files(directory)?, &options, given)?;
-        let size = match (given, backbones.sessions.first().map(onnx::Backbone::input_size)) {
-            (Some(size), _) => size,
-            (None, Some((Some(height), Some(width)))) => (height, width),
-            (None, _) => return Ok(None),
-        };
+        let size = backbones.sessions.first().and_then(|session| session.image_size(given));
+        let Some((height, width)) = size else { return Ok(None) };
         let largest = match backbones.provider {
             onnx::Provider::Cpu => CPU_LARGEST_BATCH,
             _ => CUDA_LARGEST_BATCH,
@@ -238,7 +230,8 @@ fn measure(
             Some(only) => vec![only],
             None => std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|&n| n <= largest).collect(),
         };
-        for (max_batch_size, images_per_second) in sweep(&mut backbones.sessions, &batches, size).map_err(failed)? {
+        let speeds = sweep(&mut backbones.sessions, &batches, height, width).map_err(failed)?;
+        for (max_batch_size, images_per_second) in speeds {
             let plan = Plan { sessions: n_sessions, threads, max_batch_size };
             tracing::debug!(model = directory.name, "{plan:?}: {images_per_second:.0} images/s");
             measured.push(Measured { plan, images_per_second });
@@ -251,20 +244,22 @@ fn measure(
 fn sweep(
     sessions: &mut [onnx::Backbone],
     batches: &[usize],
-    size: (usize, usize),
+    height: usize,
+    width: usize,
 ) -> Result<Vec<(usize, f64)>, OnnxError> {
     let start = Instant::now();
+    let pixels = onnx::RandomPixels::new().draw(batches.iter().max().unwrap_or(&0) * 3 * height * width);
+    let mut run = |n: usize| run_together(sessions, &pixels[..n * 3 * height * width], n, height, width);
     let mut speeds: Vec<(usize, f64)> = Vec::new();
     let (mut fastest, mut n_slow) = (0.0, 0);
     for &n in batches {
-        let pixels = onnx::noise(n * 3 * size.0 * size.1);
-        let speed =
-            match run_together(sessions, &pixels, n, size).and_then(|_| run_together(sessions, &pixels, n, size)) {
-                Ok(speed) => speed,
-                // A batch that the device has no memory for.
-                Err(_) if !speeds.is_empty() => break,
-                Err(error) => return Err(error),
-            };
+        // The first time takes memory, and the second counts.
+        let speed = match run(n).and_then(|_| run(n)) {
+            Ok(speed) => speed,
+            // A batch that the device has no memory for.
+            Err(error) if error.is_out_of_memory() && !speeds.is_empty() => break,
+            Err(error) => return Err(error),
+        };
         speeds.push((n, speed));
         n_slow = if speed < fastest * (1.0 - HOPELESS) { n_slow + 1 } else { 0 };
         fastest = f64::max(fastest, speed);
@@ -275,8 +270,7 @@ fn sweep(
     for _ in 1..N_ROUNDS {
         for (n, best) in &mut speeds {
             if start.elapsed() < LONGEST {
-                let pixels = onnx::noise(*n * 3 * size.0 * size.1);
-                *best = best.max(run_together(sessions, &pixels, *n, size)?);
+                *best = best.max(run(*n)?);
             }
         }
     }
@@ -288,11 +282,10 @@ fn run_together(
     sessions: &mut [onnx::Backbone],
     pixels: &[f32],
     n: usize,
-    (height, width): (usize, usize),
+    height: usize,
+    width: usize,
 ) -> Result<f64, OnnxError> {
-    let start_line = Barrier::new(sessions.len());
     let run = |session: &mut onnx::Backbone| {
-        start_line.wait();
         let start = Instant::now();
         let mut n_images = 0;
         while n_images == 0 || start.elapsed() < SLICE {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::error::CutError;
 use super::{CutClassifier, decode, find, graph, rewrite};
-use crate::onnx::{Backbone, Features, OnnxError, Scorer, ScorerSpec, SessionOptions, Transform};
+use crate::onnx::{Backbone, Features, OnnxError, RandomPixels, Scorer, ScorerSpec, SessionOptions, Transform};
 
 /// Largest difference accepted, relative to the largest logit, for a layer computed in float32 (or wider): the two ways
 /// of computing add in different orders, which costs a few units in the last place of sums of thousands of terms.
@@ -54,10 +54,10 @@ pub fn prove_cut(
     let mut parts = Parts::load(cut, options).map_err(failed("backbone with its head"))?;
 
     let (height, width) = input_size;
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = RandomPixels::new();
     let mut proof = CutProof { max_abs_difference: 0.0, max_abs_logit: 0.0, tolerance, n_inputs: 0 };
     for n in BATCHES {
-        let pixels: Vec<f32> = (0..3 * n * height * width).map(|_| random.pixel()).collect();
+        let pixels = random.draw(3 * n * height * width);
         let logits = original.run(&pixels, n, height, width).map_err(failed("original"))?;
         let expected = logits.to_host().map_err(failed("original"))?;
         let found = parts.run(&pixels, n, height, width).map_err(failed("backbone with its head"))?;
@@ -106,25 +106,5 @@ impl<'a> Parts<'a> {
             logits.iter_mut().zip(bias.iter().cycle()).for_each(|(logit, b)| *logit += b);
         }
         Ok(logits)
-    }
-}
-
-/// SplitMix64: good enough for pixels, the same everywhere, and no dependency.
-struct Random(u64);
-
-impl Random {
-    /// About what normalised pixels look like: between -2 and 2, more often near 0.
-    fn pixel(&mut self) -> f32 {
-        self.unit() + self.unit() + self.unit() + self.unit() - 2.0
-    }
-
-    /// Between 0 and 1.
-    fn unit(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // 24 bits are what a float32 holds exactly.
-        ((z ^ (z >> 31)) >> 40) as f32 / (1_u32 << 24) as f32
     }
 }
