@@ -3,27 +3,29 @@
 //! ```text
 //! make bench-fit                  all of it; makes an environment with numpy and torch for the other side
 //! cargo bench --bench fit         this side alone
+//! cargo bench --bench fit -- cRT  only what has that in its name
 //! EQUIPOISE_BENCH_ROWS=20000 ...  a smaller set
 //! ```
 //!
 //! The features are made here from a seed: rectified noise around class means, with the class counts of a long tail of
-//! imbalance 256. They are written to `.work/bench-fit/` once, about 1 GB, and read from there by both sides.
+//! imbalance 256. They are written to `.work/bench-fit/` once, about 1 GB, and read from there by both sides, which take turns,
+//! for the speed of a machine drifts: of short work each time the best time counts, and long fits alternate by epochs.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::BufWriter,
+    io::{BufRead, BufReader, BufWriter, Write},
     ops::ControlFlow,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, ChildStdout, Command, Stdio},
     time::Instant,
 };
 
 use equipoise::{
     config::cores,
     dataset::FeatureSet,
-    fit::{Engine, FitTask, Random, Recipe, Rows, Validation, Watch, fit},
+    fit::{Engine, FitTask, Progress, Random, Recipe, Rows, Validation, Watch, fit},
     heads::{Head, HeadKind, Parameters, TensorView, Weights, write_safetensors},
     onnx::{self, DeviceChoice, FitEngine, SessionOptions},
 };
@@ -56,18 +58,14 @@ fn main() {
     let bias = Some(Array1::zeros(N_CLASSES));
     let base = Head::new(HeadKind::Joint, Parameters::Linear { weight, bias, scale: None }, None);
 
-    let mut rows = Vec::new();
-    let mut row = |what: &str, seconds: f64, beside: &str, of: f64| {
-        println!("{what}: {seconds:.2} s; {:.2} of {beside}", seconds / of);
-        rows.push((what.to_owned(), seconds));
-    };
-    let sum = best_of(3, || _ = std::hint::black_box(plain_sum(&train)));
-    row("plain sum of the array", sum, "itself", sum);
-    let product = best_of(2, || products(&mut engine, &train, &weights));
-    row("one matrix product, training set", product, "itself", product);
-    let product_of_val = best_of(2, || products(&mut engine, &val, &weights));
-    row("one matrix product, validation set", product_of_val, "itself", product_of_val);
-    let mut run = |what: &str, method: HeadKind, params: Value, validation: Validation<'_>, times: usize| {
+    let only = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
+    let mut table = Table { only, others: Others::start(&train_file, &val_file), rows: Vec::new() };
+    let sum = table.row("plain sum of the array", &[], 3, || _ = std::hint::black_box(plain_sum(&train)));
+    let product = table.row("one matrix product, training set", &[], 2, || products(&mut engine, &train, &weights));
+    let product_of_val =
+        table.row("one matrix product, validation set", &[], 2, || products(&mut engine, &val, &weights));
+    let mut engine = FitEngine::new(&options).unwrap();
+    let mut run = |method: HeadKind, params: &Value, validation: Validation<'_>, watch: &mut Watch<'_>| {
         let recipe = Recipe::new(method, params.as_object().unwrap().clone()).unwrap();
         let task = FitTask {
             recipe: &recipe,
@@ -77,55 +75,164 @@ fn main() {
             shots: None,
             cache_bytes: 768 << 20,
         };
-        let before = memory("VmRSS");
-        reset_peak();
-        let seconds = best_of(times, || {
-            fit(&task, &mut engine, &mut Watch::new(&mut |_| ControlFlow::Continue(()))).unwrap();
-        });
-        println!("  {what}: at most {:.2} GB beside what was there", memory("VmHWM") - before);
-        seconds
+        fit(&task, &mut engine, watch).unwrap();
     };
     for transform in ["none", "l2n", "cl2n"] {
         let params = json!({"transform": transform, "metric": "l2"});
-        let seconds = run("ncm", HeadKind::Ncm, params, Validation::None, 2);
-        row(&format!("NCM, {transform}"), seconds, "the plain sum", sum);
+        table.row(&format!("NCM, {transform}"), &[("plain sums", sum)], 3, || {
+            run(HeadKind::Ncm, &params, Validation::None, &mut Watch::new(&mut |_| ControlFlow::Continue(())));
+        });
     }
     let tau: Vec<f64> = (0..=100).map(|step| f64::from(step) / 50.0).collect();
     let params = json!({"tau": tau, "bias": "drop"});
-    let seconds = run("tau", HeadKind::TauNorm, params, Validation::Set(&val), 2);
-    row("tau-norm, 101 values, validation set, with the report", seconds, "its product", product_of_val);
-    let pass = best_of(2, || _ = std::hint::black_box(passes(train.num_rows())));
-    row("five passes over the logits", pass, "the product", product);
-    let seconds = run("lws", HeadKind::Lws, json!({"epochs": 5}), Validation::None, 1);
-    row("LWS, 5 epochs", seconds, "product and five passes", product + pass);
-    let seconds = run("crt", HeadKind::Crt, json!({"epochs": 10}), Validation::None, 1);
-    row("cRT, 10 epochs", seconds, "20 products", 20.0 * product);
+    table.row("tau-norm, 101 values, validation set, with the report", &[("products", product_of_val)], 3, || {
+        run(HeadKind::TauNorm, &params, Validation::Set(&val), &mut Watch::new(&mut |_| ControlFlow::Continue(())));
+    });
+    let pass = table.row("five passes over the logits", &[], 2, || _ = std::hint::black_box(passes(train.num_rows())));
+    let params = json!({"epochs": 5});
+    table.row("LWS, 5 epochs", &[("products", product), ("a product and five passes", product + pass)], 2, || {
+        run(HeadKind::Lws, &params, Validation::None, &mut Watch::new(&mut |_| ControlFlow::Continue(())));
+    });
+    let params = json!({"epochs": 10});
+    table.epochs("cRT, 10 epochs", &[("times 20 products", 20.0 * product)], |watch| {
+        run(HeadKind::Crt, &params, Validation::None, watch);
+    });
+    table.print();
+}
 
-    let Some(python) = std::env::var_os("EQUIPOISE_BENCH_PYTHON") else {
-        println!("numpy and torch were not run: `make bench-fit` does");
-        return;
-    };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/fit_baseline.py");
-    let output = Command::new(python).arg(script).arg(&train_file).arg(&val_file).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let others: BTreeMap<String, f64> = serde_json::from_slice(&output.stdout).unwrap();
-    println!("\n| what | equipoise s | other s | other is | ratio |\n|---|---|---|---|---|");
-    for (what, seconds) in rows {
-        for (other, other_seconds) in &others {
-            if let Some(name) = other.strip_prefix(&format!("{what}: ")) {
-                println!("| {what} | {seconds:.2} | {other_seconds:.2} | {name} | {:.2} |", seconds / other_seconds);
+/// What was measured here and by the others.
+struct Table {
+    /// Only what has this in its name.
+    only: String,
+    others: Others,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    what: String,
+    seconds: f64,
+    /// By whom, and theirs.
+    others: Vec<(String, f64)>,
+}
+
+impl Table {
+    /// Does the work `times` times, and in turn with it that of the others: the best times count. Gives back ours.
+    fn row(&mut self, what: &str, limits: &[(&str, f64)], times: usize, mut work: impl FnMut()) -> f64 {
+        if !what.contains(&self.only) {
+            return f64::NAN;
+        }
+        let mut others: Vec<(String, f64)> =
+            self.others.of(what).into_iter().map(|name| (name, f64::INFINITY)).collect();
+        let mut best = f64::INFINITY;
+        let before = memory("VmRSS");
+        reset_peak();
+        for _ in 0..times {
+            let start = Instant::now();
+            work();
+            best = best.min(start.elapsed().as_secs_f64());
+            for (name, best) in &mut others {
+                *best = best.min(self.others.run(name));
             }
+        }
+        self.add(what, limits, best, others, memory("VmHWM") - before);
+        best
+    }
+
+    /// A fit whose epochs are done in turn with those of the others; the sums count.
+    fn epochs(&mut self, what: &str, limits: &[(&str, f64)], fit: impl FnOnce(&mut Watch<'_>)) {
+        if !what.contains(&self.only) {
+            return;
+        }
+        let mut others: Vec<(String, f64)> = self.others.of(what).into_iter().map(|name| (name, 0.0)).collect();
+        let (mut epoch, mut seconds) = (0, 0.0);
+        let before = memory("VmRSS");
+        reset_peak();
+        let mut since = Instant::now();
+        let mut on_progress = |progress: Option<Progress>| {
+            if let Some(now) = progress.map(|progress| progress.epoch).filter(|&now| now != epoch) {
+                seconds += since.elapsed().as_secs_f64();
+                epoch = now;
+                others.iter_mut().for_each(|(name, sum)| *sum += self.others.run(name));
+                since = Instant::now();
+            }
+            ControlFlow::Continue(())
+        };
+        fit(&mut Watch::new(&mut on_progress));
+        seconds += since.elapsed().as_secs_f64();
+        self.add(what, limits, seconds, others, memory("VmHWM") - before);
+    }
+
+    fn add(&mut self, what: &str, limits: &[(&str, f64)], ours: f64, others: Vec<(String, f64)>, gigabytes: f64) {
+        let limits = limits.iter().filter(|(_, limit)| limit.is_finite());
+        let limits: String = limits.map(|(name, limit)| format!("; {:.2} {name}", ours / limit)).collect();
+        println!("{what}: {ours:.2} s{limits}; at most {gigabytes:.2} GB beside what was there");
+        self.rows.push(Row { what: what.to_owned(), seconds: ours, others });
+    }
+
+    fn print(&self) {
+        println!("\n| what | equipoise s | other s | other is | ratio |\n|---|---|---|---|---|");
+        for Row { what, seconds, others } in &self.rows {
+            for (name, theirs) in others {
+                let who = name.rsplit(": ").next().unwrap();
+                println!("| {what} | {seconds:.2} | {theirs:.2} | {who} | {:.2} |", seconds / theirs);
+            }
+        }
+        if self.others.process.is_none() {
+            println!("numpy and torch were not run: `make bench-fit` does");
         }
     }
 }
 
-fn best_of(times: usize, mut work: impl FnMut()) -> f64 {
-    let mut timed = || {
-        let start = Instant::now();
-        work();
-        start.elapsed().as_secs_f64()
-    };
-    (0..times).map(|_| timed()).fold(f64::INFINITY, f64::min)
+/// The same work by others: a process that does what it is told, one line at a time, and says how long it took.
+struct Others {
+    process: Option<(Child, BufReader<ChildStdout>)>,
+    /// "what: by whom".
+    names: Vec<String>,
+}
+
+impl Others {
+    fn start(train_file: &Path, val_file: &Path) -> Self {
+        let Some(python) = std::env::var_os("EQUIPOISE_BENCH_PYTHON") else {
+            return Self { process: None, names: Vec::new() };
+        };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/fit_baseline.py");
+        let mut command = Command::new(python);
+        command.arg(script).arg(train_file).arg(val_file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let names = answer(&mut stdout);
+        Self { process: Some((child, stdout)), names }
+    }
+
+    fn of(&self, what: &str) -> Vec<String> {
+        self.names
+            .iter()
+            .filter(|name| name.strip_prefix(what).is_some_and(|by| by.starts_with(": ")))
+            .cloned()
+            .collect()
+    }
+
+    fn run(&mut self, name: &str) -> f64 {
+        let (child, stdout) = self.process.as_mut().unwrap();
+        writeln!(child.stdin.as_mut().unwrap(), "{name}").unwrap();
+        answer(stdout)
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        if let Some((child, _)) = &mut self.process {
+            // Its input ends, and so does it.
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+    }
+}
+
+fn answer<T: serde::de::DeserializeOwned>(stdout: &mut BufReader<ChildStdout>) -> T {
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
 }
 
 /// Reads every value once, on all cores.

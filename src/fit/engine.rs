@@ -82,6 +82,11 @@ pub trait Engine: Send {
         Ok(())
     }
 
+    /// The threads it computes on, if that is on the host: what a fit can do there by itself, and faster, it then does.
+    fn host_threads(&self) -> Option<usize> {
+        None
+    }
+
     /// The loss `Σᵢ ωᵢ (log Σⱼ exp zᵢⱼ − zᵢ,yᵢ)` of `z = x Wᵀ + b`, and its gradient.
     ///
     /// `weight` is `[C, D]` and `bias` `[C]`; the gradient of the weight comes first.

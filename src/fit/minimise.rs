@@ -1,11 +1,14 @@
 //! Two ways to bring a softmax loss down.
 
+use std::borrow::Cow;
+
 use ndarray::{Array1, Array2, ArrayView2};
 
 use super::{
     FitError, Progress, Sampler, Samples, Sgd, Softmax, Solver, Watch,
     engine::{Batch, Engine, EngineError, Gradient, Rows, pieces},
     lbfgs,
+    linear_sgd::LinearSgd,
 };
 use crate::heads::{Parameters, Weights};
 
@@ -88,6 +91,62 @@ pub(super) struct Minimum {
     pub(super) warnings: Vec<String>,
 }
 
+/// The steps of SGD.
+enum Steps {
+    /// As one piece of work, where the engine computes on the host.
+    Together(LinearSgd),
+    /// The engine's gradient, then the update.
+    Apart { sgd: Sgd, parameters: Vec<f32> },
+}
+
+impl Steps {
+    fn new(
+        recipe: &Softmax,
+        loss: &Loss<'_>,
+        feature_dim: usize,
+        batch_size: usize,
+        start: Vec<f32>,
+        engine: &dyn Engine,
+    ) -> Self {
+        let together = match (loss, engine.host_threads()) {
+            (Loss::Linear, Some(n_threads)) => LinearSgd::new(recipe, &start, feature_dim, batch_size, n_threads),
+            _ => None,
+        };
+        match together {
+            Some(steps) => Self::Together(steps),
+            None => {
+                let sgd = Sgd::new(start.len(), recipe.momentum, recipe.weight_decay);
+                Self::Apart { sgd, parameters: start }
+            }
+        }
+    }
+
+    /// One step; gives back the loss of before.
+    fn step(
+        &mut self,
+        loss: &Loss<'_>,
+        engine: &mut dyn Engine,
+        learning_rate: f64,
+        batch: &Batch<'_>,
+    ) -> Result<f64, EngineError> {
+        match self {
+            Self::Together(steps) => Ok(steps.step(learning_rate, batch)),
+            Self::Apart { sgd, parameters } => {
+                let gradient = loss.gradient(engine, batch, parameters)?;
+                sgd.step(learning_rate, &gradient.parts, parameters);
+                Ok(gradient.loss)
+            }
+        }
+    }
+
+    fn parameters(&self) -> Cow<'_, [f32]> {
+        match self {
+            Self::Together(steps) => Cow::Owned(steps.parameters()),
+            Self::Apart { parameters, .. } => Cow::Borrowed(parameters),
+        }
+    }
+}
+
 impl Problem<'_, '_> {
     /// Brings the loss plus the penalty down. With `validate`, SGD keeps the parameters of the first best epoch.
     pub(super) fn minimise(
@@ -115,8 +174,7 @@ impl Problem<'_, '_> {
         let n_steps = samples.len() / batch_size;
         let row_weights = vec![1.0 / batch_size as f32; batch_size];
         let mut sampler = Sampler::new(recipe.sampling, samples.labels(), samples.num_classes(), recipe.seed);
-        let mut parameters = start;
-        let mut steps = Sgd::new(parameters.len(), recipe.momentum, recipe.weight_decay);
+        let mut steps = Steps::new(recipe, &loss, samples.feature_dim(), batch_size, start, engine);
         let (mut batch, mut rows, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         let mut best: Option<(f64, usize, Vec<f32>)> = None;
         let mut samples_seen = 0;
@@ -136,9 +194,7 @@ impl Problem<'_, '_> {
                     labels: &labels,
                     row_weights: &row_weights,
                 };
-                let gradient = loss.gradient(engine, &drawn, &parameters)?;
-                sum += gradient.loss;
-                steps.step(learning_rate, &gradient.parts, &mut parameters);
+                sum += steps.step(&loss, engine, learning_rate, &drawn)?;
                 samples_seen += batch_size;
                 let done = ((epoch - 1) * n_steps + step) as f64 / (recipe.epochs * n_steps) as f64;
                 watch.tell(Progress {
@@ -153,9 +209,10 @@ impl Problem<'_, '_> {
                 return Err(FitError::Diverged { epoch });
             }
             if let Some(validate) = &mut validate {
+                let parameters = steps.parameters();
                 let value = validate(engine, head(&parameters), &mut watch.quiet())?;
                 if best.as_ref().is_none_or(|(best, ..)| value > *best) {
-                    best = Some((value, epoch, parameters.clone()));
+                    best = Some((value, epoch, parameters.into_owned()));
                 }
             }
         }
@@ -169,7 +226,10 @@ impl Problem<'_, '_> {
             n_steps * recipe.epochs
         ));
         }
-        let (chosen_epoch, parameters) = best.map_or((None, parameters), |(_, epoch, best)| (Some(epoch), best));
+        let (chosen_epoch, parameters) = match best {
+            Some((_, epoch, best)) => (Some(epoch), Cow::Owned(best)),
+            None => (None, steps.parameters()),
+        };
         Ok(Minimum { parameters: head(&parameters), chosen_epoch, warnings })
     }
 

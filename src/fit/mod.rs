@@ -13,6 +13,11 @@
 mod engine;
 mod file;
 mod lbfgs;
+#[cfg(target_arch = "x86_64")]
+mod linear_sgd;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "linear_sgd_elsewhere.rs"]
+mod linear_sgd;
 mod measure;
 mod minimise;
 mod ncm;

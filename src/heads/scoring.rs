@@ -270,7 +270,7 @@ fn max_and_sum(logits: &[f64]) -> (f64, f64) {
 /// `exp(x) = 2ᵏ exp(r)` with the integer k nearest to `x / ln 2`, and `r` in ±0.35, where seven terms of the series reach
 /// further than f32 does.
 #[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
+pub(crate) fn exp_of_negative(x: f32) -> f32 {
     /// Adding it leaves no place for anything behind the binary point.
     const ROUNDER: f32 = 1.5 * (1u32 << 23) as f32;
     /// Its product with a small integer is exact.

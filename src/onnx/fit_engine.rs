@@ -161,6 +161,10 @@ impl Engine for FitEngine {
         Ok(())
     }
 
+    fn host_threads(&self) -> Option<usize> {
+        (self.provider == Provider::Cpu).then_some(self.options.threads)
+    }
+
     fn linear_gradient(
         &mut self,
         batch: &Batch<'_>,
