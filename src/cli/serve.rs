@@ -8,11 +8,12 @@ use tokio::net::TcpListener;
 use super::failure::WrongUsage;
 use crate::{
     config::{ConfigError, ServeOptions},
-    server::{Listeners, Server},
+    server::{self, Listeners, Server},
     telemetry,
 };
 
 pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
+    server::settle_memory();
     let options = options.with_file()?;
     telemetry::init(options.log_format.unwrap_or_default(), options.log.as_deref().unwrap_or("info"))
         .context("--log")?;

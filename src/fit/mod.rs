@@ -24,6 +24,7 @@ mod ncm;
 mod recipe;
 mod sampler;
 mod samples;
+mod scale_gradient;
 mod sgd;
 mod softmax;
 mod tau_norm;
@@ -37,6 +38,7 @@ pub use measure::measure;
 pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
 pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
 pub use samples::Samples;
+pub use scale_gradient::scale_gradient;
 pub use sgd::Sgd;
 pub use tau_norm::CurvePoint;
 

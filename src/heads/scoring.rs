@@ -146,7 +146,7 @@ impl Scoring {
 }
 
 /// See [`Scoring::logits`].
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn write_logits(
     raw: &[f32],
     scale: &[f64],
@@ -165,20 +165,36 @@ fn write_logits(
 }
 
 /// The largest `scale · raw + shift`, all of one length; a NaN does not count.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn largest_logit(raw: &[f32], scale: &[f32], shift: &[f32]) -> f32 {
     const LANES: usize = 32;
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut take = |raw: &[f32; LANES], scale: &[f32; LANES], shift: &[f32; LANES]| {
+        for lane in 0..LANES {
+            lanes[lane] = larger(scale[lane] * raw[lane] + shift[lane], lanes[lane]);
+        }
+    };
     let (raws, rest) = raw.as_chunks::<LANES>();
     let ((scales, rest_of_scale), (shifts, rest_of_shift)) = (scale.as_chunks::<LANES>(), shift.as_chunks::<LANES>());
     for ((raw, scale), shift) in raws.iter().zip(scales).zip(shifts) {
-        for lane in 0..LANES {
-            let logit = scale[lane] * raw[lane] + shift[lane];
-            lanes[lane] = if logit > lanes[lane] { logit } else { lanes[lane] };
-        }
+        take(raw, scale, shift);
     }
-    let rest = rest.iter().zip(rest_of_scale).zip(rest_of_shift).map(|((raw, scale), shift)| scale * raw + shift);
-    lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max)
+    let filled = |rest: &[f32], value: f32| {
+        let mut block = [value; LANES];
+        block[..rest.len()].copy_from_slice(rest);
+        block
+    };
+    take(&filled(rest, 0.0), &filled(rest_of_scale, 0.0), &filled(rest_of_shift, f32::NEG_INFINITY));
+    // By halves: one lane after the other took longer than the thousand classes before.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = larger(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The softmax of `logits`: `exp(zⱼ − max z) / Σ exp(zᵢ − max z)`.
@@ -219,7 +235,7 @@ pub fn top_k(logits: &[f64], k: usize) -> Vec<Prediction> {
 }
 
 /// The `k` best of `logits`, best first, by insertion into `best`, which is empty.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn insert_best(logits: &[f64], k: usize, best: &mut Vec<usize>) {
     const LANES: usize = 8;
     let insert = |best: &mut Vec<usize>, class: usize| {
@@ -243,7 +259,7 @@ fn insert_best(logits: &[f64], k: usize, best: &mut Vec<usize>) {
 }
 
 /// `max z` and `Σ exp(zᵢ − max z)`. Each term is at most 1, so f32 carries it to 1e-7 of the largest; the sum stays in f64.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn max_and_sum(logits: &[f64]) -> (f64, f64) {
     const LANES: usize = 16;
     let (blocks, rest) = logits.as_chunks::<LANES>();

@@ -18,10 +18,11 @@ use super::fit_graph::{
 use super::head_graph::ScorerSpec;
 use super::scorer::Scorer;
 use super::session::tell_fallback;
-use crate::fit::{Batch, Engine, EngineError, Gradient, RawScores, Rows};
+use crate::fit::{Batch, Engine, EngineError, Gradient, RawScores, Rows, scale_gradient};
 use crate::heads::{Digest, Weights};
 
-/// Computes the products and gradients of a fit in ONNX Runtime sessions, built when they are first needed.
+/// Computes the products and gradients of a fit in ONNX Runtime sessions, built when they are first needed; on the CPU the
+/// gradient of a scale without one.
 ///
 /// On CUDA a table that was [held](Engine::hold) stays on the device, and its batches are gathered there; one that does not
 /// fit is gathered on the host and sent batch by batch.
@@ -40,6 +41,8 @@ pub struct FitEngine {
     held: Option<Held>,
     /// What the last step gave back.
     gradient: Vec<Tensor<f32>>,
+    /// The same of a scale on the CPU.
+    of_scale: Vec<f32>,
 }
 
 /// A table on the device, and where it lies on the host: whoever holds it there keeps it as it is.
@@ -70,8 +73,15 @@ impl FitEngine {
 
     fn prove(options: &SessionOptions, provider: Provider) -> Result<Self, OnnxError> {
         let options = SessionOptions { device: provider.into(), ..options.clone() };
-        let mut engine =
-            Self { options, provider, sessions: HashMap::new(), scorer: None, held: None, gradient: Vec::new() };
+        let mut engine = Self {
+            options,
+            provider,
+            sessions: HashMap::new(),
+            scorer: None,
+            held: None,
+            gradient: Vec::new(),
+            of_scale: Vec::new(),
+        };
         let features = ndarray::array![[1.0f32]];
         let batch = Batch { table: features.view(), rows: Rows::Index(&[0]), labels: &[0], row_weights: &[1.0] };
         let weight: (&str, [usize; 2], &[f32]) = (WEIGHT, [2, 1], &[0.0, 0.0]);
@@ -176,7 +186,13 @@ impl Engine for FitEngine {
     }
 
     fn scale_gradient(&mut self, batch: &Batch<'_>, scale: &[f32]) -> Result<Gradient<'_>, EngineError> {
-        Ok(self.step(Fitted::Scale, batch, None, (SCALE, scale))?)
+        if self.provider != Provider::Cpu {
+            return Ok(self.step(Fitted::Scale, batch, None, (SCALE, scale))?);
+        }
+        // No product is in it, and a graph would read and write the scores at each of its nodes.
+        let loss;
+        (loss, self.of_scale) = scale_gradient(batch, scale);
+        Ok(Gradient { loss, parts: vec![&self.of_scale] })
     }
 
     fn raw_scores(
@@ -237,6 +253,24 @@ fn indices(rows: Rows<'_>) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fit::PlainEngine;
+
+    #[test]
+    fn the_graph_of_a_scale_is_the_plain_engines() {
+        let options = SessionOptions { device: super::super::DeviceChoice::Cpu, ..SessionOptions::default() };
+        let mut engine = FitEngine::new(&options).expect("run `make ort`");
+        let table = ndarray::array![[1.0f32, 2.0, -1.0], [0.5, -3.0, 4.0], [2.0, 2.5, 3.0]];
+        let (rows, row_weights) = (Rows::Index(&[2, 0]), &[0.5f32, 0.25]);
+        let batch = Batch { table: table.view(), rows, labels: &[1, 2], row_weights };
+        let scale = [1.0f32, 0.5, 2.0];
+        let mut plain = PlainEngine::default();
+        let expected = plain.scale_gradient(&batch, &scale).expect("a gradient");
+        let found = engine.step(Fitted::Scale, &batch, None, (SCALE, &scale)).expect("a gradient");
+        assert!((found.loss - expected.loss).abs() < 1e-6, "{} is not {}", found.loss, expected.loss);
+        for (found, expected) in found.parts.concat().iter().zip(expected.parts.concat()) {
+            assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+    }
 
     #[test]
     fn a_table_is_copied_and_the_copy_returns() {

@@ -27,7 +27,7 @@ use crate::{
 const MARGIN: f64 = 0.05;
 /// For how long each plan is measured at a time, and how often: the best of these counts, since others only ever slow it down.
 const SLICE: Duration = Duration::from_millis(60);
-const N_ROUNDS: usize = 5;
+const N_ROUNDS: usize = 8;
 /// No more rounds of one split of the cores after that.
 const LONGEST: Duration = Duration::from_secs(10);
 /// Larger batches gained nothing on the machine that was tried.

@@ -1,4 +1,30 @@
-//! Memory that the process holds and does not use.
+//! Memory that the process holds and does not use: how glibc is kept from holding much. Other C libraries, and other systems,
+//! do not, and nothing is done there.
+
+/// From this size on a piece of memory is the system's again as soon as it is freed. glibc begins with 128 KiB, and raises it to
+/// up to 32 MiB at each larger piece that is freed: then what ONNX Runtime takes for the activations of a session comes out of
+/// the heap, and leaves holes there when the session ends. Decoded photos stay below, for they come and go with each request.
+const MAPPED_BYTES: i32 = 4 << 20;
+/// As much may be free at the end of a heap before it shrinks: what requests need does not go back and forth.
+const KEPT_BYTES: i32 = 16 << 20;
+
+/// Settles how memory is taken, before the first thread does.
+///
+/// glibc gives threads heaps of their own, up to eight for each core, and each keeps what its threads have freed. One for each
+/// core is enough: small pieces come from a cache that a thread has to itself.
+///
+/// Measured on two cores with EfficientNet-Lite0, after `serve --tune` and load: 147 MB without this, 116 MB with it, and no
+/// difference in throughput.
+pub fn settle() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: they take no pointer.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, i32::try_from(crate::config::cores()).unwrap_or(i32::MAX));
+    }
+}
 
 /// Gives back to the system what loading models has left free in the heap.
 ///

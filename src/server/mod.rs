@@ -16,6 +16,7 @@ use tokio::{net::TcpListener, sync::watch};
 use accept::Acceptor;
 use tls::Tls;
 
+pub use memory::settle as settle_memory;
 pub use tls::TlsError;
 
 use crate::{
