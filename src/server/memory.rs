@@ -6,7 +6,7 @@
 /// the heap, and leaves holes there when the session ends. Decoded photos stay below, for they come and go with each request.
 const MAPPED_BYTES: i32 = 4 << 20;
 /// As much may be free at the end of a heap before it shrinks: what requests need does not go back and forth.
-const KEPT_BYTES: i32 = 16 << 20;
+const KEPT_BYTES: i32 = 4 << 20;
 
 /// Settles how memory is taken, before the first thread does.
 ///
