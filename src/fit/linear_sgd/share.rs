@@ -8,6 +8,9 @@ use crate::heads::exp_of_negative;
 /// About as much of the features as may stay in the second cache while all columns go past it.
 const FEATURES_AT_ONCE_BYTES: usize = 384 << 10;
 
+/// No kernel's tile has more columns.
+const MOST_COLUMNS: usize = 32;
+
 /// The features of a batch, `[panel, row, feature of the panel]`: what both products read, one after another.
 #[derive(Debug, Default)]
 pub(super) struct Features {
@@ -56,6 +59,7 @@ pub(super) struct Share {
 impl Share {
     /// `columns` are those of a tile, `dim` the features with those that fill the last panel, `n_rows` the rows likewise.
     pub(super) fn new(first: usize, n_classes: usize, columns: usize, dim: usize, n_rows: usize) -> Self {
+        debug_assert!(columns <= MOST_COLUMNS);
         let n_panels = n_classes.div_ceil(columns);
         let n_columns = n_panels * columns;
         Self {
@@ -182,7 +186,7 @@ impl Share {
         let Update { rate, momentum, decay } = update;
         let of_bias = self.bias.chunks_exact_mut(columns).zip(self.bias_velocity.chunks_exact_mut(columns));
         for (scores, (bias, velocity)) in self.scores.chunks_exact(n_rows * columns).zip(of_bias) {
-            let mut sums = [0.0f64; 64];
+            let mut sums = [0.0f64; MOST_COLUMNS];
             for row in scores.chunks_exact(columns) {
                 sums.iter_mut().zip(row).for_each(|(sum, &residual)| *sum += f64::from(residual));
             }
