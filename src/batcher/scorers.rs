@@ -28,7 +28,7 @@ impl ScorerPool {
     /// # Errors
     /// Those of ONNX Runtime.
     pub fn build(weights: Arc<Weights>, options: &SessionOptions, n_workers: usize) -> Result<Self, OnnxError> {
-        let scorers = Scorer::build_several(&ScorerSpec::of(&weights), options, n_workers)?;
+        let scorers = Scorer::build_several(&weights, options, n_workers)?;
         let boxes = scorers.into_iter().map(|scorer| Mutex::new(Some(scorer))).collect();
         Ok(Self { weights, options: options.clone(), boxes })
     }

@@ -1,5 +1,7 @@
 //! The head's matrix product: features in, raw scores out.
 
+use std::sync::Arc;
+
 use ort::session::{Session, SessionOutputs};
 use ort::value::{Tensor, TensorRef};
 
@@ -10,9 +12,7 @@ use super::error::OnnxError;
 use super::features::{Features, Rows};
 use super::head_graph::{FEATURES, SCORES, SQUARED_NORM, ScorerSpec, WEIGHT};
 use super::session::tell_fallback;
-
-/// Two sessions that share hold as much as two that do not: see [`SharedWeight`].
-const SHARING_PAYS_FROM: usize = 3;
+use crate::heads::Weights;
 
 /// Raw scores `g(x) Wᵀ` of one weight matrix, in one ONNX Runtime session.
 ///
@@ -25,6 +25,8 @@ pub struct Scorer {
     num_classes: usize,
     feature_dim: usize,
     squared_norm: bool,
+    /// What the session may read: it is dropped before this, as fields are in their order.
+    _weights: Option<Arc<Weights>>,
 }
 
 /// What a scorer answers for `n` rows.
@@ -64,24 +66,28 @@ impl Scorer {
         Self::build_on(spec, model, options, Provider::Cpu, None)
     }
 
-    /// Builds one scorer for each of `n_sessions` workers; from three on the CPU they share the weights' memory.
+    /// Builds one scorer for each of `n_sessions` workers. On the CPU they read the weights where these are, and share the
+    /// rearranged copy that ONNX Runtime makes of them.
     ///
     /// # Errors
     /// Those of [`Scorer::build`].
+    #[expect(unsafe_code, reason = "sessions that borrow")]
     pub fn build_several(
-        spec: &ScorerSpec<'_>,
+        weights: &Arc<Weights>,
         options: &SessionOptions,
         n_sessions: usize,
     ) -> Result<Vec<Self>, OnnxError> {
-        let is_worth_sharing = SHARING_PAYS_FROM <= n_sessions && options.device == DeviceChoice::Cpu;
         super::library::init(None)?;
+        let spec = ScorerSpec::of(weights);
         let model = spec.encode()?;
-        if !is_worth_sharing {
-            return (0..n_sessions).map(|_| Self::build_on_any(spec, &model, options)).collect();
+        if options.device != DeviceChoice::Cpu {
+            return (0..n_sessions).map(|_| Self::build_on_any(&spec, &model, options)).collect();
         }
-        let shared = SharedWeight::new(WEIGHT, [spec.num_classes, spec.feature_dim], spec.weight);
+        // SAFETY: only the sessions below are given this, each of which keeps the weights.
+        let shared = unsafe { SharedWeight::new(WEIGHT, weights) };
         let shared = shared.map_err(|source| OnnxError::Load { device: options.device, source })?;
-        (0..n_sessions).map(|_| Self::build_on(spec, &model, options, Provider::Cpu, Some(&shared))).collect()
+        let build = |_| Self::build_on(&spec, &model, options, Provider::Cpu, Some((&shared, weights)));
+        (0..n_sessions).map(build).collect()
     }
 
     fn build_on(
@@ -89,11 +95,12 @@ impl Scorer {
         model: &[u8],
         options: &SessionOptions,
         provider: Provider,
-        shared: Option<&SharedWeight>,
+        shared: Option<(&SharedWeight, &Arc<Weights>)>,
     ) -> Result<Self, OnnxError> {
-        let session = build_session(model, None, options, provider, shared)?;
+        let session = build_session(model, None, options, provider, shared.map(|(shared, _)| shared))?;
         let ScorerSpec { num_classes, feature_dim, squared_norm, .. } = *spec;
-        let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm };
+        let weights = shared.map(|(_, weights)| Arc::clone(weights));
+        let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm, _weights: weights };
         let sizes = if provider == Provider::Cpu { vec![1] } else { sizes_to_warm(provider, options.max_batch_size) };
         for n in sizes {
             scorer.run_host(&vec![0.0; n * feature_dim], n)?;

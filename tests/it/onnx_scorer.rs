@@ -1,6 +1,10 @@
 //! Heads in ONNX Runtime against plain loops in f64.
 
+use std::sync::Arc;
+
+use equipoise::heads::{FeatureMap, Weights};
 use equipoise::onnx::{Features, OnnxError, Scorer, ScorerSpec, Transform};
+use ndarray::Array2;
 use proptest::prelude::*;
 
 use crate::onnx::on_cpu;
@@ -125,21 +129,21 @@ fn scores_beyond_float32_are_a_matter_of_their_row_alone() {
 
 #[test]
 fn scorers_that_share_weights_answer_alike_and_outlive_each_other() {
-    let weight: Vec<f32> = (0..40 * 33).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
-    let spec = ScorerSpec {
-        weight: &weight,
-        num_classes: 40,
-        feature_dim: 33,
-        transform: Transform::L2Normalize,
-        squared_norm: true,
-    };
+    let values = (0..40 * 33).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
+    let matrix = Array2::from_shape_vec((40, 33), values).expect("as many values");
+    let weights = || Arc::new(Weights::new(matrix.clone(), FeatureMap::L2Normalize, true));
     let features = Features::from_host((0..4 * 33).map(|i| (i % 29) as f32).collect(), 4, 33).expect("valid features");
-    let alone = Scorer::build(&spec, &on_cpu()).expect("a valid head").run(&features).expect("a run");
+    let mut alone = Scorer::build(&ScorerSpec::of(&weights()), &on_cpu()).expect("a valid head");
+    let alone = alone.run(&features).expect("a run");
     for n_sessions in 0..5 {
-        let scorers = Scorer::build_several(&spec, &on_cpu(), n_sessions).expect("valid heads");
+        let weights = weights();
+        let scorers = Scorer::build_several(&weights, &on_cpu(), n_sessions).expect("valid heads");
         assert_eq!(scorers.len(), n_sessions);
+        let kept = Arc::downgrade(&weights);
+        drop(weights);
         for mut scorer in scorers {
             assert_eq!(scorer.run(&features).expect("a run"), alone, "of {n_sessions}");
         }
+        assert_eq!(kept.strong_count(), 0, "they go with the last session");
     }
 }
