@@ -48,6 +48,19 @@ pub struct Batch<'a> {
     pub row_weights: &'a [f32],
 }
 
+impl<'a> Batch<'a> {
+    /// The features, or the scores, of one of the rows.
+    pub(super) fn row(&self, index: usize) -> &'a [f32] {
+        let row = match self.rows {
+            Rows::Range { start, .. } => start + index,
+            Rows::Index(rows) => rows[index] as usize,
+        };
+        let n_columns = self.table.ncols();
+        // In row-major order by construction.
+        &self.table.to_slice().unwrap_or_default()[row * n_columns..][..n_columns]
+    }
+}
+
 /// A loss and its gradient.
 #[derive(Clone, Debug)]
 pub struct Gradient<'a> {

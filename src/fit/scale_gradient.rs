@@ -3,7 +3,7 @@
 use multiversion::multiversion;
 
 use super::{
-    engine::{Batch, Rows, pieces},
+    engine::{Batch, pieces},
     measure::in_parallel,
 };
 use crate::heads::exp_of_negative;
@@ -22,12 +22,7 @@ pub fn scale_gradient(batch: &Batch<'_>, scale: &[f32]) -> (f64, Vec<f32>) {
     let of_pieces = in_parallel(&pieces, |piece| {
         let mut of_piece = OfPiece::new(scale.len());
         for index in piece.clone() {
-            let row = match batch.rows {
-                Rows::Range { start, .. } => start + index,
-                Rows::Index(rows) => rows[index] as usize,
-            };
-            let scores = batch.table.row(row).to_slice().unwrap_or_default();
-            add_row(scores, scale, batch.labels[index] as usize, batch.row_weights[index], &mut of_piece);
+            add_row(batch.row(index), scale, batch.labels[index] as usize, batch.row_weights[index], &mut of_piece);
         }
         of_piece
     });

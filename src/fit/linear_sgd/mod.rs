@@ -1,119 +1,46 @@
 //! SGD of a linear classifier on the CPU, as one piece of work.
 //!
 //! ```text
-//! rows -> x [panel of features, row, feature] -> z = x Wᵀ + b -> exp -> (all threads) -> r = ω (p − [right])
-//!                                                                    W, v, b <- xᵀ r, step
+//! rows -> x -> z = x Wᵀ + b -> exp -> (all threads) -> r = ω (p − [right]);  W, v, b <- xᵀ r, step
 //! ```
 //!
 //! The same numbers come out of an [`Engine`](super::Engine)'s gradient and [`Sgd`](super::Sgd), but for rounding. There the
 //! weights, which no step leaves as they were, are rearranged for each matrix product, and the gradient goes to memory and
 //! comes back for the update. Here the weights stay in the arrangement that the products read, for all of the fit; the batch
-//! is rearranged once, as it is gathered, for both products; and the update happens where the gradient is, in registers.
+//! is rearranged once, as it is gathered, for both products; and the update happens where the gradient is, before it leaves
+//! the registers or the nearest cache.
 //!
 //! Each thread has some classes to itself, whose weights nobody else reads or writes. What threads have to agree on is each
-//! row's largest score and the sum of its exponentials. These are put together panel by panel, so that the result does not
-//! depend on the number of threads.
+//! row's largest score and the sum of its exponentials. These are put together panel by panel of classes, so that the result
+//! does not depend on the number of threads.
 
-mod lanes;
-mod share;
+mod tiles;
+mod vectors;
 
-use std::arch::x86_64::{__m256, __m512};
+use std::fmt::Debug;
 
-use super::{
-    Softmax,
-    engine::{Batch, Rows},
-};
+use super::{Softmax, engine::Batch};
 use crate::heads::exp_of_negative;
-use lanes::{Lanes, Update};
-use share::{Features, OfRow, Share};
 
 /// Work on fewer multiplications is done before another thread has begun.
 const PRODUCTS_PER_THREAD: usize = 4 << 20;
 
 /// A linear classifier `z = x Wᵀ + b`, and where SGD with momentum and weight decay has brought it.
 #[derive(Debug)]
-pub(super) struct LinearSgd {
-    kernel: Kernel,
-    shares: Vec<Share>,
-    features: Features,
-    of_rows: Vec<OfRow>,
-    feature_dim: usize,
-    momentum: f32,
-    decay: f32,
-}
+pub(super) struct LinearSgd(Box<dyn Steps>);
 
-/// Which instructions the processor has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// By what it is done.
+#[derive(Clone, Copy, Debug)]
 enum Kernel {
-    Avx512,
-    Avx2,
+    Tiles(tiles::Amx),
+    Vectors(vectors::Instructions),
 }
 
 impl Kernel {
-    const ALL: [Self; 2] = [Self::Avx512, Self::Avx2];
-
-    fn is_there(self) -> bool {
-        match self {
-            Self::Avx512 => is_x86_feature_detected!("avx512f"),
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-        }
-    }
-
-    /// Rows and columns of a tile.
-    fn tile(self) -> (usize, usize) {
-        match self {
-            Self::Avx512 => (__m512::ROWS, 2 * __m512::N),
-            Self::Avx2 => (__m256::ROWS, 2 * __m256::N),
-        }
-    }
-
-    fn gather(self, batch: &Batch<'_>, features: &mut Features, n_threads: usize) {
-        match self {
-            Self::Avx512 => gather::<{ __m512::ROWS }>(batch, features, n_threads),
-            Self::Avx2 => gather::<{ __m256::ROWS }>(batch, features, n_threads),
-        }
-    }
-
-    #[expect(unsafe_code, reason = "functions that need instructions")]
-    fn forward(self, share: &mut Share, features: &Features, of_rows: &[OfRow]) {
-        #[target_feature(enable = "avx512f")]
-        fn avx512(share: &mut Share, features: &Features, of_rows: &[OfRow]) {
-            // SAFETY: these are the instructions.
-            unsafe { share.forward::<__m512, { __m512::ROWS }>(features, of_rows) }
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(share: &mut Share, features: &Features, of_rows: &[OfRow]) {
-            // SAFETY: these are the instructions.
-            unsafe { share.forward::<__m256, { __m256::ROWS }>(features, of_rows) }
-        }
-        // SAFETY: there is no other kernel than one whose instructions are there.
-        unsafe {
-            match self {
-                Self::Avx512 => avx512(share, features, of_rows),
-                Self::Avx2 => avx2(share, features, of_rows),
-            }
-        }
-    }
-
-    #[expect(unsafe_code, reason = "functions that need instructions")]
-    fn update(self, share: &mut Share, features: &Features, of_rows: &[OfRow], update: Update) {
-        #[target_feature(enable = "avx512f")]
-        fn avx512(share: &mut Share, features: &Features, of_rows: &[OfRow], update: Update) {
-            // SAFETY: these are the instructions.
-            unsafe { share.update::<__m512, { __m512::ROWS }>(features, of_rows, update) }
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(share: &mut Share, features: &Features, of_rows: &[OfRow], update: Update) {
-            // SAFETY: these are the instructions.
-            unsafe { share.update::<__m256, { __m256::ROWS }>(features, of_rows, update) }
-        }
-        // SAFETY: there is no other kernel than one whose instructions are there.
-        unsafe {
-            match self {
-                Self::Avx512 => avx512(share, features, of_rows, update),
-                Self::Avx2 => avx2(share, features, of_rows, update),
-            }
-        }
+    /// Those that the processor and the system have, the fastest first.
+    fn all() -> impl Iterator<Item = Self> {
+        let vectors = vectors::Instructions::ALL.into_iter().filter(|instructions| instructions.are_there());
+        tiles::Amx::new().map(Self::Tiles).into_iter().chain(vectors.map(Self::Vectors))
     }
 }
 
@@ -127,7 +54,7 @@ impl LinearSgd {
         batch_size: usize,
         n_threads: usize,
     ) -> Option<Self> {
-        let kernel = Kernel::ALL.into_iter().find(|kernel| kernel.is_there())?;
+        let kernel = Kernel::all().next()?;
         Some(Self::with_kernel(kernel, recipe, parameters, feature_dim, batch_size, n_threads))
     }
 
@@ -139,104 +66,190 @@ impl LinearSgd {
         batch_size: usize,
         n_threads: usize,
     ) -> Self {
+        let start = Start { recipe, parameters, feature_dim, batch_size, n_threads };
+        Self(match kernel {
+            Kernel::Tiles(amx) => Box::new(InShares::<tiles::Share>::new(amx, &start)),
+            Kernel::Vectors(instructions) => Box::new(InShares::<vectors::Share>::new(instructions, &start)),
+        })
+    }
+
+    /// One step; gives back the loss `Σᵢ ωᵢ CEᵢ` of before. The batch has as many rows as was said.
+    pub(super) fn step(&mut self, learning_rate: f64, batch: &Batch<'_>) -> f64 {
+        self.0.step(learning_rate, batch)
+    }
+
+    /// W `[C, D]`, then b `[C]`.
+    pub(super) fn parameters(&self) -> Vec<f32> {
+        self.0.parameters()
+    }
+}
+
+/// What [`LinearSgd`] does, whatever by.
+trait Steps: Debug {
+    fn step(&mut self, learning_rate: f64, batch: &Batch<'_>) -> f64;
+    fn parameters(&self) -> Vec<f32>;
+}
+
+/// What steps begin with: see [`LinearSgd::new`].
+struct Start<'a> {
+    recipe: &'a Softmax,
+    parameters: &'a [f32],
+    feature_dim: usize,
+    batch_size: usize,
+    n_threads: usize,
+}
+
+/// The features of a batch, as the products read them.
+trait Features: Debug + Sync {
+    /// Rows, with those that fill the last panel.
+    fn n_rows(&self) -> usize;
+    /// Puts the rows of the batch there, on as many threads.
+    fn gather(&mut self, batch: &Batch<'_>, n_threads: usize);
+}
+
+/// The classes that one thread has to itself: their weights and their scores.
+trait Share: Debug + Send + Sized {
+    type Kernel: Copy;
+    type Features: Features;
+    /// How many classes go together in a panel. The last panel of all may have fewer.
+    fn panel_classes(kernel: Self::Kernel) -> usize;
+    /// Zeros, as many as this takes.
+    fn features(kernel: Self::Kernel, batch_size: usize, feature_dim: usize) -> Self::Features;
+    /// From the weights `[class, D]` and the biases of these classes; `first` is the first of them.
+    fn new(kernel: Self::Kernel, first: usize, weight: &[f32], bias: &[f32], features: &Self::Features) -> Self;
+    /// Scores, and their exponentials, of all rows.
+    fn forward(&mut self, features: &Self::Features, of_rows: &[OfRow]);
+    /// Residuals, the gradient, and the step along it.
+    fn update(&mut self, features: &Self::Features, of_rows: &[OfRow], update: Update);
+    /// What [`forward`](Self::forward) found.
+    fn found(&self) -> &Found;
+    /// The weights `[class, D]`, one after another, and the biases.
+    fn parameters(&self, feature_dim: usize) -> (Vec<f32>, &[f32]);
+}
+
+/// What all shares have to know of a row to turn their scores into its residuals.
+#[derive(Clone, Copy, Debug, Default)]
+struct OfRow {
+    /// `ω`, and the class that is right; 0 of a row beyond the batch.
+    weight: f32,
+    label: usize,
+    /// The score of that class.
+    right: f32,
+    /// The largest score of the row.
+    max: f32,
+    /// `ω / Σ exp(z − max z)`.
+    factor: f32,
+}
+
+/// What a share knows of the rows.
+#[derive(Debug)]
+struct Found {
+    /// `[panel of classes, row]`: the largest score of a panel's row, and the sum of its exponentials.
+    panel_max: Vec<f32>,
+    panel_sum: Vec<f32>,
+    /// The scores of the right class, of the rows where that is in this share.
+    right: Vec<(usize, f32)>,
+}
+
+impl Found {
+    fn new(n_panels: usize, n_rows: usize) -> Self {
+        let zeros = vec![0.0; n_panels * n_rows];
+        Self { panel_max: zeros.clone(), panel_sum: zeros, right: Vec::new() }
+    }
+}
+
+/// What a step of SGD does to a parameter `θ` with the velocity `v` and the gradient `∇`:
+/// `v = μ v + (∇ + λ θ)`, `θ = θ − rate · v`.
+#[derive(Clone, Copy, Debug)]
+struct Update {
+    /// The learning rate.
+    rate: f32,
+    /// `μ`.
+    momentum: f32,
+    /// `λ`.
+    decay: f32,
+}
+
+impl Update {
+    #[inline(always)]
+    fn step(self, gradient: f32, parameter: &mut f32, velocity: &mut f32) {
+        *velocity = self.momentum * *velocity + (gradient + self.decay * *parameter);
+        *parameter -= self.rate * *velocity;
+    }
+}
+
+/// All classes, in shares.
+#[derive(Debug)]
+struct InShares<S: Share> {
+    shares: Vec<S>,
+    features: S::Features,
+    of_rows: Vec<OfRow>,
+    feature_dim: usize,
+    momentum: f32,
+    decay: f32,
+}
+
+impl<S: Share> InShares<S> {
+    fn new(kernel: S::Kernel, start: &Start<'_>) -> Self {
+        let Start { recipe, parameters, feature_dim, batch_size, n_threads } = *start;
         let n_classes = parameters.len() / (feature_dim + 1);
         let (weight, bias) = parameters.split_at(n_classes * feature_dim);
-        let (tile_rows, columns) = kernel.tile();
-        let (n_rows, n_panels) = (batch_size.next_multiple_of(tile_rows), feature_dim.div_ceil(tile_rows));
-        let dim = n_panels * tile_rows;
-        let n_class_panels = n_classes.div_ceil(columns);
+        let features = S::features(kernel, batch_size, feature_dim);
+        let panel_classes = S::panel_classes(kernel);
+        let n_panels = n_classes.div_ceil(panel_classes);
         let n_worth_while = batch_size.saturating_mul(parameters.len()) / PRODUCTS_PER_THREAD;
-        let n_shares = n_threads.min(n_class_panels).min(n_worth_while).max(1);
+        let n_shares = n_threads.min(n_panels).min(n_worth_while).max(1);
         let shares = (0..n_shares).map(|index| {
-            let panels = n_class_panels * index / n_shares..n_class_panels * (index + 1) / n_shares;
-            let classes = panels.start * columns..n_classes.min(panels.end * columns);
-            let mut share = Share::new(classes.start, classes.len(), columns, dim, n_rows);
-            for (column, class) in classes.enumerate() {
-                let panel = &mut share.weight[column / columns * dim * columns..][..dim * columns];
-                let row = &weight[class * feature_dim..(class + 1) * feature_dim];
-                let place = panel[column % columns..].iter_mut().step_by(columns);
-                place.zip(row).for_each(|(place, &value)| *place = value);
-                share.bias[column] = bias[class];
-            }
-            share
+            let first = n_panels * index / n_shares * panel_classes;
+            let end = n_classes.min(n_panels * (index + 1) / n_shares * panel_classes);
+            let weight = &weight[first * feature_dim..end * feature_dim];
+            S::new(kernel, first, weight, &bias[first..end], &features)
         });
         Self {
-            kernel,
             shares: shares.collect(),
-            features: Features { values: vec![0.0; n_rows * dim], n_rows, n_panels },
-            of_rows: vec![OfRow::default(); n_rows],
+            of_rows: vec![OfRow::default(); features.n_rows()],
+            features,
             feature_dim,
             momentum: recipe.momentum as f32,
             decay: recipe.weight_decay as f32,
         }
     }
+}
 
-    /// One step; gives back the loss `Σᵢ ωᵢ CEᵢ` of before. The batch has as many rows as was said.
-    pub(super) fn step(&mut self, learning_rate: f64, batch: &Batch<'_>) -> f64 {
-        let Self { kernel, shares, features, of_rows, .. } = self;
+impl<S: Share> Steps for InShares<S> {
+    fn step(&mut self, learning_rate: f64, batch: &Batch<'_>) -> f64 {
+        let Self { shares, features, of_rows, .. } = self;
         for ((of_row, &label), &weight) in of_rows.iter_mut().zip(batch.labels).zip(batch.row_weights) {
             *of_row = OfRow { weight, label: label as usize, ..OfRow::default() };
         }
-        kernel.gather(batch, features, shares.len());
-        each(shares, |share| kernel.forward(share, features, of_rows));
-        let loss = put_together(shares, of_rows);
+        features.gather(batch, shares.len());
+        each(shares, |share| share.forward(features, of_rows));
+        let found: Vec<_> = shares.iter().map(S::found).collect();
+        let loss = put_together(&found, of_rows);
         let update = Update { rate: learning_rate as f32, momentum: self.momentum, decay: self.decay };
-        each(shares, |share| kernel.update(share, features, of_rows, update));
+        each(shares, |share| share.update(features, of_rows, update));
         loss
     }
 
-    /// W `[C, D]`, then b `[C]`.
-    pub(super) fn parameters(&self) -> Vec<f32> {
-        let (tile_rows, columns) = self.kernel.tile();
-        let dim = self.features.n_panels * tile_rows;
-        let n_classes: usize = self.shares.iter().map(|share| share.n_classes).sum();
-        let mut parameters = Vec::with_capacity(n_classes * (self.feature_dim + 1));
+    fn parameters(&self) -> Vec<f32> {
+        let (mut parameters, mut biases) = (Vec::new(), Vec::new());
         for share in &self.shares {
-            for column in 0..share.n_classes {
-                let panel = &share.weight[column / columns * dim * columns..][..dim * columns];
-                parameters.extend(panel[column % columns..].iter().step_by(columns).take(self.feature_dim));
-            }
+            let (weight, bias) = share.parameters(self.feature_dim);
+            parameters.extend(weight);
+            biases.extend_from_slice(bias);
         }
-        for share in &self.shares {
-            parameters.extend_from_slice(&share.bias[..share.n_classes]);
-        }
+        parameters.extend(biases);
         parameters
     }
 }
 
-/// Puts the rows of the batch where the products read them, on as many threads.
-fn gather<const TILE_ROWS: usize>(batch: &Batch<'_>, features: &mut Features, n_threads: usize) {
-    let n_rows = features.n_rows;
-    let n_panels = features.n_panels.div_ceil(n_threads);
-    let mut parts: Vec<_> = features.values.chunks_mut(n_panels * n_rows * TILE_ROWS).enumerate().collect();
-    each(&mut parts, |(part, values)| {
-        let first = *part * n_panels * TILE_ROWS;
-        for index in 0..batch.rows.len() {
-            let row = match batch.rows {
-                Rows::Range { start, .. } => start + index,
-                Rows::Index(rows) => rows[index] as usize,
-            };
-            let row = batch.table.row(row).to_slice().and_then(|row| row.get(first..)).unwrap_or_default();
-            let (pieces, rest) = row.as_chunks::<TILE_ROWS>();
-            let mut panels = values.chunks_exact_mut(n_rows * TILE_ROWS);
-            // Its length is known here, so that nothing is called to copy it.
-            for (piece, panel) in pieces.iter().zip(&mut panels) {
-                panel[index * TILE_ROWS..][..TILE_ROWS].copy_from_slice(piece);
-            }
-            if let Some(panel) = panels.next() {
-                panel[index * TILE_ROWS..][..rest.len()].copy_from_slice(rest);
-            }
-        }
-    });
-}
-
 /// What the shares know of each row, put together; gives back the loss.
-fn put_together(shares: &[Share], of_rows: &mut [OfRow]) -> f64 {
+fn put_together(found: &[&Found], of_rows: &mut [OfRow]) -> f64 {
     let n_rows = of_rows.len();
     let panels = || {
-        shares
+        found
             .iter()
-            .flat_map(move |share| share.panel_max.chunks_exact(n_rows).zip(share.panel_sum.chunks_exact(n_rows)))
+            .flat_map(move |found| found.panel_max.chunks_exact(n_rows).zip(found.panel_sum.chunks_exact(n_rows)))
     };
     let mut sums = vec![0.0f64; n_rows];
     of_rows.iter_mut().for_each(|of_row| of_row.max = f32::NEG_INFINITY);
@@ -251,7 +264,7 @@ fn put_together(shares: &[Share], of_rows: &mut [OfRow]) -> f64 {
     for (of_row, sum) in of_rows.iter_mut().zip(&sums) {
         of_row.factor = (f64::from(of_row.weight) / sum) as f32;
     }
-    for &(row, score) in shares.iter().flat_map(|share| &share.right) {
+    for &(row, score) in found.iter().flat_map(|found| &found.right) {
         of_rows[row].right = score;
     }
     let losses = of_rows
@@ -278,7 +291,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        fit::{Engine, PlainEngine, Random, Recipe, Sgd},
+        fit::{Engine, PlainEngine, Random, Recipe, Sgd, engine::Rows},
         heads::HeadKind,
     };
 
@@ -350,10 +363,6 @@ mod tests {
         recipe
     }
 
-    fn kernels() -> impl Iterator<Item = Kernel> {
-        Kernel::ALL.into_iter().filter(|kernel| kernel.is_there())
-    }
-
     fn assert_close(found: &[f32], expected: &[f32], what: &str) {
         let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
         assert_eq!(found.len(), expected.len(), "{what}");
@@ -374,7 +383,7 @@ mod tests {
         {
             let case = Case::new(batch_size + 3, batch_size, dim, n_classes);
             let (expected_losses, expected) = case.plain();
-            for kernel in kernels() {
+            for kernel in Kernel::all() {
                 let what = format!("{kernel:?}, {batch_size} rows, {dim} features, {n_classes} classes");
                 let (losses, parameters) = case.by(kernel, 1);
                 assert_close(&parameters, &expected, &what);
@@ -392,7 +401,7 @@ mod tests {
     fn the_number_of_threads_changes_no_bit() {
         // As much work as four threads are worth.
         let case = Case::new(300, 256, 200, 330);
-        for kernel in kernels() {
+        for kernel in Kernel::all() {
             let one = case.by(kernel, 1);
             for n_threads in [2, 3, 4] {
                 assert!(case.by(kernel, n_threads) == one, "{kernel:?}, {n_threads} threads");
@@ -401,11 +410,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_small_for_a_float_disturbs_nothing() {
+        let mut case = Case::new(43, 40, 64, 64);
+        // Scores so far apart that most probabilities, and so residuals, are less than the smallest normal f32; and features too.
+        case.start.iter_mut().for_each(|weight| *weight *= 100.0);
+        case.table.iter_mut().step_by(3).for_each(|value| *value *= 1e-38);
+        let (_, expected) = case.plain();
+        for kernel in Kernel::all() {
+            assert_close(&case.by(kernel, 1).1, &expected, &format!("{kernel:?}"));
+        }
+    }
+
+    #[test]
     fn what_is_not_finite_is_in_the_loss() {
         for value in [f32::NAN, f32::INFINITY] {
             let mut case = Case::new(8, 8, 5, 3);
             case.table[[2, 1]] = value;
-            for kernel in kernels() {
+            for kernel in Kernel::all() {
                 let (losses, _) = case.by(kernel, 1);
                 assert!(!losses[0].is_finite(), "{kernel:?}: {value} gives {losses:?}");
             }

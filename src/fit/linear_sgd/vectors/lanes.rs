@@ -7,6 +7,8 @@
 
 use std::arch::x86_64::*;
 
+use super::Update;
+
 /// A vector register of f32.
 ///
 /// # Safety
@@ -145,18 +147,6 @@ pub(super) unsafe fn forward_tile<L: Lanes, const ROWS: usize>(
             second.store(z.add(row * columns + L::N));
         }
     }
-}
-
-/// What a step of SGD does to a parameter `θ` with the velocity `v` and the gradient `∇`:
-/// `v = μ v + (∇ + λ θ)`, `θ = θ − rate · v`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Update {
-    /// The learning rate.
-    pub(super) rate: f32,
-    /// `μ`.
-    pub(super) momentum: f32,
-    /// `λ`.
-    pub(super) decay: f32,
 }
 
 /// The gradient `xᵀ r` of one tile of weights, and the step along it, before the gradient leaves the registers.
