@@ -23,6 +23,8 @@ use std::{
 pub(super) const SIDE: usize = 32;
 /// Rows of a tile, and its columns of four bytes.
 const TILE: usize = SIDE / 2;
+/// Bytes that a product of two factors asks for ahead of their use, of each of two things.
+pub(super) const BYTES_AHEAD: usize = 512;
 /// bf16 that add up to an f32.
 const PLANES: usize = 3;
 
@@ -117,9 +119,9 @@ impl Tiles {
     /// Four tiles hold the sums. Of the others two hold a plane of `a`, and two one of `b`. The six products of planes are in
     /// an order in which one of the factors stays where it is from each to the next, and the small ones are about first.
     ///
-    /// All the while it asks for what is needed `soon`, from there on 512 bytes for each of `a`: so many requests at once
-    /// would be in the way of the loads.
-    pub(super) fn multiply<T, U>(&self, a: &[Factor], b: &[Factor], c: &mut Block, soon: *const T, later: *const U) {
+    /// All the while it asks for what is needed `soon`, right after this and then later: from each of both places on
+    /// [`BYTES_AHEAD`] with each `i`. So many requests at once would be in the way of the loads.
+    pub(super) fn multiply(&self, a: &[Factor], b: &[Factor], c: &mut Block, soon: [*const Block; 2]) {
         let n = a.len();
         assert_eq!(b.len(), n);
         if n == 0 {
@@ -196,8 +198,8 @@ impl Tiles {
                 "prefetcht0 [{soon} + 448]",
                 "add {a}, {factor}",
                 "add {b}, {factor}",
-                "add {soon}, 512",
-                "add {later}, 512",
+                "add {soon}, {ahead}",
+                "add {later}, {ahead}",
                 "dec {n}",
                 "jnz 2b",
                 "tilestored [{c} + 2*{row}], tmm0",
@@ -207,8 +209,9 @@ impl Tiles {
                 a = inout(reg) a.as_ptr() => _,
                 b = inout(reg) b.as_ptr() => _,
                 factor = const size_of::<Factor>(),
-                soon = inout(reg) soon => _,
-                later = inout(reg) later => _,
+                soon = inout(reg) soon[0] => _,
+                later = inout(reg) soon[1] => _,
+                ahead = const BYTES_AHEAD,
                 c = in(reg) c,
                 n = inout(reg) n => _,
                 // Bytes from a row of a tile to the next, in a factor; in a block they are twice as many.

@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::{Found, OfRow, Update, each};
 use crate::{fit::engine::Batch, heads::exp_of_negative};
 pub(super) use amx::Amx;
-use amx::{Block, Factor, SIDE, left_factor, right_factor, transposed_right_factor};
+use amx::{BYTES_AHEAD, Block, Factor, SIDE, Tiles, left_factor, right_factor, transposed_right_factor};
 
 /// Panels of features that one pass of the forward product takes.
 const PANELS_AT_ONCE: usize = 8;
@@ -94,6 +94,19 @@ struct Scratch {
     right: Vec<Factor>,
 }
 
+impl Scratch {
+    /// As right factors, `[panel of rows, panel of features]`.
+    #[target_feature(enable = "avx512f")]
+    fn take(&mut self, features: &Features, rows: &Range<usize>, panels: &Range<usize>) {
+        self.right.resize(rows.len() * panels.len(), Factor::ZERO);
+        for (turn, panel) in panels.clone().enumerate() {
+            let places = self.right[turn..].iter_mut().step_by(panels.len());
+            let blocks = &features.blocks[panel * features.n_row_panels..][rows.clone()];
+            places.zip(blocks).for_each(|(right, block)| transposed_right_factor(block, right));
+        }
+    }
+}
+
 impl super::Share for Share {
     type Kernel = Amx;
     type Features = Features;
@@ -157,93 +170,116 @@ impl super::Share for Share {
 impl Share {
     #[target_feature(enable = "avx512f,fma")]
     fn score(&mut self, features: &Features, of_rows: &[OfRow]) {
-        let (n_row_panels, n_panels) = (features.n_row_panels, features.n_panels);
         let tiles = self.amx.tiles();
         self.found.right.clear();
-        for rows in parts(n_row_panels, FACTORS_AT_ONCE / PANELS_AT_ONCE) {
-            for panels in parts(n_panels, PANELS_AT_ONCE) {
-                self.scratch.right.resize(rows.len() * panels.len(), Factor::ZERO);
-                for (index, panel) in panels.clone().enumerate() {
-                    let places = self.scratch.right[index..].iter_mut().step_by(panels.len());
-                    let blocks = &features.blocks[panel * n_row_panels..][rows.clone()];
-                    places.zip(blocks).for_each(|(factor, block)| transposed_right_factor(block, factor));
-                }
-                self.scratch.left.resize(panels.len(), Factor::ZERO);
+        for rows in parts(features.n_row_panels, FACTORS_AT_ONCE / PANELS_AT_ONCE) {
+            for panels in parts(features.n_panels, PANELS_AT_ONCE) {
+                self.scratch.take(features, &rows, &panels);
                 for class_panel in 0..self.bias.len() {
-                    let weights = &self.weights[class_panel * n_panels..][panels.clone()];
-                    self.scratch.left.iter_mut().zip(weights).for_each(|(factor, weights)| {
-                        left_factor(&weights.values, factor);
-                    });
-                    let classes = self.classes(class_panel);
-                    let next_weights = self.weights.as_ptr().wrapping_add((class_panel + 1) * n_panels + panels.start);
-                    let x = self.scratch.right.chunks_exact(panels.len());
-                    for (row_panel, x) in rows.clone().zip(x) {
-                        let index = class_panel * n_row_panels + row_panel;
-                        let soon = &raw const self.scores[(index + 1) % self.scores.len()];
-                        let scores = &mut self.scores[index];
-                        if panels.start == 0 {
-                            scores
-                                .0
-                                .iter_mut()
-                                .zip(&self.bias[class_panel])
-                                .for_each(|(class, &bias)| class.fill(bias));
-                        }
-                        let later = next_weights.wrapping_byte_add(row_panel * 4096);
-                        tiles.multiply(&self.scratch.left, x, scores, soon, later);
-                        if panels.end == n_panels {
-                            let first = row_panel * SIDE;
-                            let right = right(&classes, &of_rows[first..][..SIDE]);
-                            self.found.right.extend(right.map(|(class, row)| (first + row, scores.0[class][row])));
-                            let (maxima, sums) = exponentiate(scores, classes.len());
-                            let panel = index * SIDE;
-                            self.found.panel_max[panel..][..SIDE].copy_from_slice(&maxima);
-                            self.found.panel_sum[panel..][..SIDE].copy_from_slice(&sums);
-                        }
+                    self.add_scores(&tiles, class_panel, features, &rows, &panels);
+                    if panels.end == features.n_panels {
+                        self.exponentiate(class_panel, rows.clone(), of_rows);
                     }
                 }
             }
         }
     }
 
+    /// What comes of these panels of features, which are in the scratch, of a panel of classes.
+    #[target_feature(enable = "avx512f")]
+    fn add_scores(
+        &mut self,
+        tiles: &Tiles,
+        class_panel: usize,
+        features: &Features,
+        rows: &Range<usize>,
+        panels: &Range<usize>,
+    ) {
+        let (weights, next_weights) = self.weights[class_panel * features.n_panels..].split_at(features.n_panels);
+        let next_weights = next_weights.get(panels.clone()).unwrap_or_default();
+        let Scratch { left, right } = &mut self.scratch;
+        left.resize(panels.len(), Factor::ZERO);
+        left.iter_mut().zip(&weights[panels.clone()]).for_each(|(left, weights)| left_factor(&weights.values, left));
+        let scores = &mut self.scores[class_panel * features.n_row_panels..][rows.clone()];
+        for (turn, x) in right.chunks_exact(panels.len()).enumerate() {
+            // Some of the next panel's weights in each turn; to ask again for the scores costs next to nothing.
+            let weights = next_weights.get(turn).map(|weights| &raw const weights.values);
+            let next = &raw const scores[(turn + 1) % scores.len()];
+            let block = &mut scores[turn];
+            if panels.start == 0 {
+                block.0.iter_mut().zip(&self.bias[class_panel]).for_each(|(class, &bias)| class.fill(bias));
+            }
+            tiles.multiply(left, x, block, [next, weights.unwrap_or(next)]);
+        }
+    }
+
+    /// Of scores that are all there.
+    #[target_feature(enable = "avx512f,fma")]
+    fn exponentiate(&mut self, class_panel: usize, rows: Range<usize>, of_rows: &[OfRow]) {
+        let classes = self.classes(class_panel);
+        for row_panel in rows {
+            let place = class_panel * (of_rows.len() / SIDE) + row_panel;
+            let scores = &mut self.scores[place];
+            let first = row_panel * SIDE;
+            let right = right(&classes, &of_rows[first..][..SIDE]);
+            self.found.right.extend(right.map(|(class, row)| (first + row, scores.0[class][row])));
+            let (maxima, sums) = exponentiate(scores, classes.len());
+            self.found.panel_max[place * SIDE..][..SIDE].copy_from_slice(&maxima);
+            self.found.panel_sum[place * SIDE..][..SIDE].copy_from_slice(&sums);
+        }
+    }
+
     #[target_feature(enable = "avx512f,fma")]
     fn descend(&mut self, features: &Features, of_rows: &[OfRow], update: Update) {
-        let (n_row_panels, n_panels) = (features.n_row_panels, features.n_panels);
+        let n_row_panels = features.n_row_panels;
         let tiles = self.amx.tiles();
-        self.scratch.right.resize(n_row_panels, Factor::ZERO);
         for class_panels in parts(self.bias.len(), (FACTORS_AT_ONCE / n_row_panels).max(1)) {
             self.scratch.left.resize(class_panels.len() * n_row_panels, Factor::ZERO);
-            for (index, class_panel) in class_panels.clone().enumerate() {
-                self.residuals(class_panel, index, of_rows);
+            for (turn, class_panel) in class_panels.clone().enumerate() {
+                self.residuals(class_panel, turn, of_rows);
                 self.update_bias(class_panel, n_row_panels, update);
             }
-            for panel in 0..n_panels {
-                let blocks = &features.blocks[panel * n_row_panels..];
-                self.scratch.right.iter_mut().zip(blocks).for_each(|(factor, block)| right_factor(block, factor));
-                for (class_panel, residuals) in class_panels.clone().zip(self.scratch.left.chunks_exact(n_row_panels)) {
-                    let weights = &mut self.weights[class_panel * n_panels + panel];
-                    let mut gradient = Block::ZERO;
-                    let later = features
-                        .blocks
-                        .as_ptr()
-                        .wrapping_add((panel + 1) * n_row_panels)
-                        .wrapping_byte_add((class_panel - class_panels.start) * 8192);
-                    tiles.multiply(residuals, &self.scratch.right, &mut gradient, weights, later);
-                    step(&gradient, weights, update);
-                }
+            for panel in 0..features.n_panels {
+                self.update_weights(&tiles, class_panels.clone(), panel, features, update);
             }
         }
     }
 
-    /// Of a panel, and as the factors from place `index · panels of rows` on.
+    /// Of a panel of features, and of the classes whose residuals are in the scratch.
     #[target_feature(enable = "avx512f,fma")]
-    fn residuals(&mut self, class_panel: usize, index: usize, of_rows: &[OfRow]) {
+    fn update_weights(
+        &mut self,
+        tiles: &Tiles,
+        class_panels: Range<usize>,
+        panel: usize,
+        features: &Features,
+        update: Update,
+    ) {
+        let n_row_panels = features.n_row_panels;
+        let (blocks, next_blocks) = features.blocks[panel * n_row_panels..].split_at(n_row_panels);
+        let Scratch { left, right } = &mut self.scratch;
+        right.resize(n_row_panels, Factor::ZERO);
+        right.iter_mut().zip(blocks).for_each(|(right, block)| right_factor(block, right));
+        for (turn, (class_panel, residuals)) in class_panels.zip(left.chunks_exact(n_row_panels)).enumerate() {
+            let weights = &mut self.weights[class_panel * features.n_panels + panel];
+            let mut gradient = Block::ZERO;
+            // Some of the next panel of features in each turn.
+            let next = next_blocks.as_ptr().wrapping_byte_add(turn * n_row_panels * BYTES_AHEAD);
+            tiles.multiply(residuals, right, &mut gradient, [(&raw const *weights).cast(), next]);
+            step(&gradient, weights, update);
+        }
+    }
+
+    /// Of a panel, and as the left factors of a turn.
+    #[target_feature(enable = "avx512f,fma")]
+    fn residuals(&mut self, class_panel: usize, turn: usize, of_rows: &[OfRow]) {
         let n_row_panels = of_rows.len() / SIDE;
         let classes = self.classes(class_panel);
         let first = class_panel * n_row_panels;
-        let blocks = self.scores[first..].iter_mut().zip(&mut self.scratch.left[index * n_row_panels..]);
+        let blocks = self.scores[first..].iter_mut().zip(&mut self.scratch.left[turn * n_row_panels..]);
         let maxima = self.found.panel_max[first * SIDE..].as_chunks::<SIDE>().0;
         let rows = maxima.iter().zip(of_rows.as_chunks::<SIDE>().0);
-        for ((block, factor), (maxima, of_rows)) in blocks.zip(rows) {
+        for ((block, left), (maxima, of_rows)) in blocks.zip(rows) {
             let mut factors = [0.0; SIDE];
             for ((factor, max), of_row) in factors.iter_mut().zip(maxima).zip(of_rows) {
                 *factor = of_row.factor * exp_of_negative(max - of_row.max);
@@ -252,7 +288,7 @@ impl Share {
                 class.iter_mut().zip(&factors).for_each(|(exp, factor)| *exp *= factor);
             }
             right(&classes, of_rows).for_each(|(class, row)| block.0[class][row] -= of_rows[row].weight);
-            left_factor(block, factor);
+            left_factor(block, left);
         }
     }
 
