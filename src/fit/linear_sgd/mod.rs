@@ -10,10 +10,11 @@
 //! is rearranged once, as it is gathered, for both products; and the update happens where the gradient is, before it leaves
 //! the registers or the nearest cache.
 //!
-//! Each thread has some classes to itself, whose weights nobody else reads or writes. What threads have to agree on is each
-//! row's largest score and the sum of its exponentials. These are put together panel by panel of classes, so that the result
-//! does not depend on the number of threads.
+//! Classes go together in panels, and each thread has some panels to itself in a step, whose weights nobody else reads or writes.
+//! What threads have to agree on is each row's largest score and the sum of its exponentials. These are put together panel by
+//! panel, so that the result does not depend on which thread has which.
 
+mod threads;
 mod tiles;
 mod vectors;
 
@@ -21,6 +22,7 @@ use std::fmt::Debug;
 
 use super::{Softmax, engine::Batch};
 use crate::heads::exp_of_negative;
+use threads::{Thread, each, in_shares, share};
 
 /// Work on fewer multiplications is done before another thread has begun.
 const PRODUCTS_PER_THREAD: usize = 4 << 20;
@@ -68,8 +70,8 @@ impl LinearSgd {
     ) -> Self {
         let start = Start { recipe, parameters, feature_dim, batch_size, n_threads };
         Self(match kernel {
-            Kernel::Tiles(amx) => Box::new(InShares::<tiles::Share>::new(amx, &start)),
-            Kernel::Vectors(instructions) => Box::new(InShares::<vectors::Share>::new(instructions, &start)),
+            Kernel::Tiles(amx) => Box::new(InPanels::<tiles::Panel>::new(amx, &start)),
+            Kernel::Vectors(instructions) => Box::new(InPanels::<vectors::Panel>::new(instructions, &start)),
         })
     }
 
@@ -107,27 +109,36 @@ trait Features: Debug + Sync {
     fn gather(&mut self, batch: &Batch<'_>, n_threads: usize);
 }
 
-/// The classes that one thread has to itself: their weights and their scores.
-trait Share: Debug + Send + Sized {
-    type Kernel: Copy;
+/// Classes that the products take together: their weights and their scores.
+trait Panel: Debug + Send + Sized {
+    type Kernel: Copy + Debug + Sync;
     type Features: Features;
-    /// How many classes go together in a panel. The last panel of all may have fewer.
-    fn panel_classes(kernel: Self::Kernel) -> usize;
+    /// What a thread keeps besides.
+    type Scratch: Debug + Default + Send;
+    /// How many classes there are in one; the last may have fewer.
+    fn n_classes(kernel: Self::Kernel) -> usize;
     /// Zeros, as many as this takes.
     fn features(kernel: Self::Kernel, batch_size: usize, feature_dim: usize) -> Self::Features;
     /// From the weights `[class, D]` and the biases of these classes; `first` is the first of them.
     fn new(kernel: Self::Kernel, first: usize, weight: &[f32], bias: &[f32], features: &Self::Features) -> Self;
     /// Scores, and their exponentials, of all rows.
-    fn forward(&mut self, features: &Self::Features, of_rows: &[OfRow]);
+    fn forward(panels: &mut [Self], batch: &Gathered<'_, Self>, scratch: &mut Self::Scratch);
     /// Residuals, the gradient, and the step along it.
-    fn update(&mut self, features: &Self::Features, of_rows: &[OfRow], update: Update);
+    fn update(panels: &mut [Self], batch: &Gathered<'_, Self>, update: Update, scratch: &mut Self::Scratch);
     /// What [`forward`](Self::forward) found.
     fn found(&self) -> &Found;
-    /// The weights `[class, D]`, one after another, and the biases.
+    /// The weights `[class, D]`, and the biases.
     fn parameters(&self, feature_dim: usize) -> (Vec<f32>, &[f32]);
 }
 
-/// What all shares have to know of a row to turn their scores into its residuals.
+/// A batch, as panels see it.
+struct Gathered<'a, P: Panel> {
+    kernel: P::Kernel,
+    features: &'a P::Features,
+    of_rows: &'a [OfRow],
+}
+
+/// What all panels have to know of a row to turn their scores into its residuals.
 #[derive(Clone, Copy, Debug, Default)]
 struct OfRow {
     /// `ω`, and the class that is right; 0 of a row beyond the batch.
@@ -141,20 +152,19 @@ struct OfRow {
     factor: f32,
 }
 
-/// What a share knows of the rows.
+/// What a panel knows of the rows.
 #[derive(Debug)]
 struct Found {
-    /// `[panel of classes, row]`: the largest score of a panel's row, and the sum of its exponentials.
-    panel_max: Vec<f32>,
-    panel_sum: Vec<f32>,
-    /// The scores of the right class, of the rows where that is in this share.
+    /// `[row]`: the largest score, and the sum of the exponentials.
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    /// The scores of the right class, of the rows where that is in this panel.
     right: Vec<(usize, f32)>,
 }
 
 impl Found {
-    fn new(n_panels: usize, n_rows: usize) -> Self {
-        let zeros = vec![0.0; n_panels * n_rows];
-        Self { panel_max: zeros.clone(), panel_sum: zeros, right: Vec::new() }
+    fn new(n_rows: usize) -> Self {
+        Self { max: vec![0.0; n_rows], sum: vec![0.0; n_rows], right: Vec::new() }
     }
 }
 
@@ -178,35 +188,36 @@ impl Update {
     }
 }
 
-/// All classes, in shares.
+/// All classes, in panels.
 #[derive(Debug)]
-struct InShares<S: Share> {
-    shares: Vec<S>,
-    features: S::Features,
+struct InPanels<P: Panel> {
+    kernel: P::Kernel,
+    panels: Vec<P>,
+    threads: Vec<Thread<P::Scratch>>,
+    features: P::Features,
     of_rows: Vec<OfRow>,
     feature_dim: usize,
     momentum: f32,
     decay: f32,
 }
 
-impl<S: Share> InShares<S> {
-    fn new(kernel: S::Kernel, start: &Start<'_>) -> Self {
+impl<P: Panel> InPanels<P> {
+    fn new(kernel: P::Kernel, start: &Start<'_>) -> Self {
         let Start { recipe, parameters, feature_dim, batch_size, n_threads } = *start;
-        let n_classes = parameters.len() / (feature_dim + 1);
-        let (weight, bias) = parameters.split_at(n_classes * feature_dim);
-        let features = S::features(kernel, batch_size, feature_dim);
-        let panel_classes = S::panel_classes(kernel);
-        let n_panels = n_classes.div_ceil(panel_classes);
+        let (weight, bias) = parameters.split_at(parameters.len() / (feature_dim + 1) * feature_dim);
+        let features = P::features(kernel, batch_size, feature_dim);
+        let n_classes = P::n_classes(kernel);
+        let in_panels = weight.chunks(n_classes * feature_dim).zip(bias.chunks(n_classes)).enumerate();
+        let panel = |(index, (weight, bias))| P::new(kernel, index * n_classes, weight, bias, &features);
+        let panels: Vec<_> = in_panels.map(panel).collect();
         let n_worth_while = batch_size.saturating_mul(parameters.len()) / PRODUCTS_PER_THREAD;
-        let n_shares = n_threads.min(n_panels).min(n_worth_while).max(1);
-        let shares = (0..n_shares).map(|index| {
-            let first = n_panels * index / n_shares * panel_classes;
-            let end = n_classes.min(n_panels * (index + 1) / n_shares * panel_classes);
-            let weight = &weight[first * feature_dim..end * feature_dim];
-            S::new(kernel, first, weight, &bias[first..end], &features)
-        });
+        let n_threads = n_threads.min(panels.len()).min(n_worth_while).max(1);
+        let mut threads: Vec<_> = (0..n_threads).map(|_| Thread::default()).collect();
+        share(panels.len(), &mut threads);
         Self {
-            shares: shares.collect(),
+            kernel,
+            panels,
+            threads,
             of_rows: vec![OfRow::default(); features.n_rows()],
             features,
             feature_dim,
@@ -216,25 +227,28 @@ impl<S: Share> InShares<S> {
     }
 }
 
-impl<S: Share> Steps for InShares<S> {
+impl<P: Panel> Steps for InPanels<P> {
     fn step(&mut self, learning_rate: f64, batch: &Batch<'_>) -> f64 {
-        let Self { shares, features, of_rows, .. } = self;
+        let Self { kernel, panels, threads, features, of_rows, .. } = self;
         for ((of_row, &label), &weight) in of_rows.iter_mut().zip(batch.labels).zip(batch.row_weights) {
             *of_row = OfRow { weight, label: label as usize, ..OfRow::default() };
         }
-        features.gather(batch, shares.len());
-        each(shares, |share| share.forward(features, of_rows));
-        let found: Vec<_> = shares.iter().map(S::found).collect();
+        features.gather(batch, threads.len());
+        let gathered = Gathered { kernel: *kernel, features, of_rows };
+        in_shares(panels, threads, |panels, scratch| P::forward(panels, &gathered, scratch));
+        let found: Vec<_> = panels.iter().map(P::found).collect();
         let loss = put_together(&found, of_rows);
         let update = Update { rate: learning_rate as f32, momentum: self.momentum, decay: self.decay };
-        each(shares, |share| share.update(features, of_rows, update));
+        let gathered = Gathered { kernel: *kernel, features, of_rows };
+        in_shares(panels, threads, |panels, scratch| P::update(panels, &gathered, update, scratch));
+        share(panels.len(), threads);
         loss
     }
 
     fn parameters(&self) -> Vec<f32> {
         let (mut parameters, mut biases) = (Vec::new(), Vec::new());
-        for share in &self.shares {
-            let (weight, bias) = share.parameters(self.feature_dim);
+        for panel in &self.panels {
+            let (weight, bias) = panel.parameters(self.feature_dim);
             parameters.extend(weight);
             biases.extend_from_slice(bias);
         }
@@ -243,28 +257,22 @@ impl<S: Share> Steps for InShares<S> {
     }
 }
 
-/// What the shares know of each row, put together; gives back the loss.
+/// What the panels know of each row, put together; gives back the loss.
 fn put_together(found: &[&Found], of_rows: &mut [OfRow]) -> f64 {
-    let n_rows = of_rows.len();
-    let panels = || {
-        found
-            .iter()
-            .flat_map(move |found| found.panel_max.chunks_exact(n_rows).zip(found.panel_sum.chunks_exact(n_rows)))
-    };
-    let mut sums = vec![0.0f64; n_rows];
+    let mut sums = vec![0.0f64; of_rows.len()];
     of_rows.iter_mut().for_each(|of_row| of_row.max = f32::NEG_INFINITY);
-    for (maxima, _) in panels() {
-        of_rows.iter_mut().zip(maxima).for_each(|(of_row, &max)| of_row.max = of_row.max.max(max));
+    for panel in found {
+        of_rows.iter_mut().zip(&panel.max).for_each(|(of_row, &max)| of_row.max = of_row.max.max(max));
     }
-    for (maxima, panel_sums) in panels() {
-        for (((sum, of_row), max), panel_sum) in sums.iter_mut().zip(&*of_rows).zip(maxima).zip(panel_sums) {
+    for panel in found {
+        for (((sum, of_row), max), panel_sum) in sums.iter_mut().zip(&*of_rows).zip(&panel.max).zip(&panel.sum) {
             *sum += f64::from(*panel_sum * exp_of_negative(max - of_row.max));
         }
     }
     for (of_row, sum) in of_rows.iter_mut().zip(&sums) {
         of_row.factor = (f64::from(of_row.weight) / sum) as f32;
     }
-    for &(row, score) in found.iter().flat_map(|found| &found.right) {
+    for &(row, score) in found.iter().flat_map(|panel| &panel.right) {
         of_rows[row].right = score;
     }
     let losses = of_rows
@@ -272,17 +280,6 @@ fn put_together(found: &[&Found], of_rows: &mut [OfRow]) -> f64 {
         .zip(&sums)
         .map(|(of_row, sum)| f64::from(of_row.weight) * (sum.ln() + f64::from(of_row.max) - f64::from(of_row.right)));
     losses.sum()
-}
-
-/// Does it with each, each on a thread of its own.
-fn each<T: Send>(items: &mut [T], work: impl Fn(&mut T) + Sync) {
-    let Some((first, others)) = items.split_first_mut() else { return };
-    std::thread::scope(|scope| {
-        for item in others {
-            scope.spawn(|| work(item));
-        }
-        work(first);
-    });
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! a b ≈ a₁b₁ + a₁b₂ + a₂b₁ + a₂b₂ + a₁b₃ + a₃b₁
 //! ```
 //!
-//! Products of bf16 are exact in f32, and sums are rounded as those of f32.
+//! Products of bf16 are exact in f32, and sums are rounded as those of f32. Parts smaller than the smallest normal f32 count as 0.
 //!
 //! The compiler has no AMX of its own on stable Rust, so that the instructions are written out here. What is left in a tile
 //! is of no use to anyone after the piece of assembly that it came from.
@@ -54,6 +54,7 @@ impl Factor {
 pub(in super::super) struct Amx(());
 
 impl Amx {
+    /// `None` if one of the two is not so.
     pub(in super::super) fn new() -> Option<Self> {
         (has_vectors() && has_tiles() && may_use_tiles()).then_some(Self(()))
     }
@@ -93,12 +94,17 @@ fn has_tiles() -> bool {
     __get_cpuid_max(0).0 >= 7 && __cpuid_count(7, 0).edx & (BF16 | TILE) == BF16 | TILE
 }
 
-/// Asks for the tiles, which hold more than a thread's state has room for unless somebody does.
+/// Asks Linux for the tiles, which hold more than it keeps of a thread unless somebody does. Other systems are not asked.
 fn may_use_tiles() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
-    const TILE_DATA: libc::c_ulong = 18;
-    // SAFETY: it touches no memory of ours.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+        const TILE_DATA: libc::c_ulong = 18;
+        // SAFETY: it touches no memory of ours.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
 }
 
 /// The tiles of this thread, set up as [`multiply`](Self::multiply) wants them. There is one at a time in a thread.

@@ -1,7 +1,7 @@
 //! The products of a step with the tiles of AMX, at the accuracy of f32: see [`amx`].
 //!
 //! ```text
-//! rows -> x [panel of features, panel of rows] -> zᵀ = W xᵀ [panel of classes, panel of rows] -> ∇ = rᵀ x, block by block
+//! rows -> x [panel of features, panel of rows] -> zᵀ = W xᵀ, of each panel of classes [panel of rows] -> ∇ = rᵀ x
 //! ```
 //!
 //! Classes, features and rows come in panels of 32. Weights and features stay f32 in memory, and are split into bf16 as many at
@@ -69,27 +69,26 @@ struct Weights {
     velocity: Block,
 }
 
-/// Some panels of classes.
+/// As many classes as a block has rows.
 #[derive(Debug)]
-pub(super) struct Share {
-    amx: Amx,
-    /// The first class of it, and how many; the last panel may have classes beyond them, which stay 0.
+pub(super) struct Panel {
+    /// The first class of it, and how many; there may be rows of blocks beyond them, which stay 0.
     first: usize,
     n_classes: usize,
-    /// `[panel, panel of features]`.
+    /// `[panel of features]`.
     weights: Vec<Weights>,
-    /// `[panel]` `[class]`.
-    bias: Vec<[f32; SIDE]>,
-    bias_velocity: Vec<[f32; SIDE]>,
-    /// `[panel, panel of rows]` `[class, row]`: scores, then `exp(z − max of the panel)`, then residuals `ω (p − [right])`.
+    bias: [f32; SIDE],
+    bias_velocity: [f32; SIDE],
+    /// `[panel of rows]` `[class, row]`: scores, then `exp(z − max of the panel)`, then residuals `ω (p − [right])`.
     scores: Vec<Block>,
     found: Found,
-    scratch: Scratch,
 }
+
+type Gathered<'a> = super::Gathered<'a, Panel>;
 
 /// The factors of products, for as long as they are in the second cache.
 #[derive(Debug, Default)]
-struct Scratch {
+pub(super) struct Scratch {
     left: Vec<Factor>,
     right: Vec<Factor>,
 }
@@ -107,11 +106,12 @@ impl Scratch {
     }
 }
 
-impl super::Share for Share {
+impl super::Panel for Panel {
     type Kernel = Amx;
     type Features = Features;
+    type Scratch = Scratch;
 
-    fn panel_classes(_: Amx) -> usize {
+    fn n_classes(_: Amx) -> usize {
         SIDE
     }
 
@@ -120,37 +120,34 @@ impl super::Share for Share {
         Features { blocks: vec![Block::ZERO; n_panels * n_row_panels], n_row_panels, n_panels }
     }
 
-    fn new(amx: Amx, first: usize, weight: &[f32], bias: &[f32], features: &Features) -> Self {
-        let (n_classes, n_panels) = (bias.len(), bias.len().div_ceil(SIDE));
-        let mut share = Self {
-            amx,
+    fn new(_: Amx, first: usize, weight: &[f32], bias: &[f32], features: &Features) -> Self {
+        let n_classes = bias.len();
+        let mut panel = Self {
             first,
             n_classes,
-            weights: vec![Weights { values: Block::ZERO, velocity: Block::ZERO }; n_panels * features.n_panels],
-            bias: vec![[0.0; SIDE]; n_panels],
-            bias_velocity: vec![[0.0; SIDE]; n_panels],
-            scores: vec![Block::ZERO; n_panels * features.n_row_panels],
-            found: Found::new(n_panels, features.n_row_panels * SIDE),
-            scratch: Scratch::default(),
+            weights: vec![Weights { values: Block::ZERO, velocity: Block::ZERO }; features.n_panels],
+            bias: [0.0; SIDE],
+            bias_velocity: [0.0; SIDE],
+            scores: vec![Block::ZERO; features.n_row_panels],
+            found: Found::new(features.n_row_panels * SIDE),
         };
-        share.bias.as_flattened_mut()[..n_classes].copy_from_slice(bias);
+        panel.bias[..n_classes].copy_from_slice(bias);
         for (class, row) in weight.chunks_exact(weight.len() / n_classes).enumerate() {
-            let panels = &mut share.weights[class / SIDE * features.n_panels..];
-            for (panel, values) in panels.iter_mut().zip(row.chunks(SIDE)) {
-                panel.values.0[class % SIDE][..values.len()].copy_from_slice(values);
+            for (weights, values) in panel.weights.iter_mut().zip(row.chunks(SIDE)) {
+                weights.values.0[class][..values.len()].copy_from_slice(values);
             }
         }
-        share
+        panel
     }
 
-    fn forward(&mut self, features: &Features, of_rows: &[OfRow]) {
+    fn forward(panels: &mut [Self], batch: &Gathered<'_>, scratch: &mut Scratch) {
         // SAFETY: the instructions are there, as there is `Amx`.
-        unsafe { self.score(features, of_rows) }
+        unsafe { score(panels, batch, scratch) }
     }
 
-    fn update(&mut self, features: &Features, of_rows: &[OfRow], update: Update) {
+    fn update(panels: &mut [Self], batch: &Gathered<'_>, update: Update, scratch: &mut Scratch) {
         // SAFETY: the instructions are there, as there is `Amx`.
-        unsafe { self.descend(features, of_rows, update) }
+        unsafe { descend(panels, batch, update, scratch) }
     }
 
     fn found(&self) -> &Found {
@@ -158,56 +155,95 @@ impl super::Share for Share {
     }
 
     fn parameters(&self, feature_dim: usize) -> (Vec<f32>, &[f32]) {
-        let n_panels = feature_dim.div_ceil(SIDE);
-        let of_class = |class: usize| {
-            let panels = &self.weights[class / SIDE * n_panels..][..n_panels];
-            panels.iter().flat_map(move |weights| weights.values.0[class % SIDE]).take(feature_dim)
-        };
-        ((0..self.n_classes).flat_map(of_class).collect(), &self.bias.as_flattened()[..self.n_classes])
+        let of_class =
+            |class: usize| self.weights.iter().flat_map(move |weights| weights.values.0[class]).take(feature_dim);
+        ((0..self.n_classes).flat_map(of_class).collect(), &self.bias[..self.n_classes])
     }
 }
 
-impl Share {
-    #[target_feature(enable = "avx512f,fma")]
-    fn score(&mut self, features: &Features, of_rows: &[OfRow]) {
-        let tiles = self.amx.tiles();
-        self.found.right.clear();
-        for rows in parts(features.n_row_panels, FACTORS_AT_ONCE / PANELS_AT_ONCE) {
-            for panels in parts(features.n_panels, PANELS_AT_ONCE) {
-                self.scratch.take(features, &rows, &panels);
-                for class_panel in 0..self.bias.len() {
-                    self.add_scores(&tiles, class_panel, features, &rows, &panels);
-                    if panels.end == features.n_panels {
-                        self.exponentiate(class_panel, rows.clone(), of_rows);
-                    }
+#[target_feature(enable = "avx512f,fma")]
+fn score(panels: &mut [Panel], batch: &Gathered<'_>, scratch: &mut Scratch) {
+    let Gathered { kernel: amx, features, of_rows } = *batch;
+    let tiles = amx.tiles();
+    panels.iter_mut().for_each(|panel| panel.found.right.clear());
+    for rows in parts(features.n_row_panels, FACTORS_AT_ONCE / PANELS_AT_ONCE) {
+        for of_features in parts(features.n_panels, PANELS_AT_ONCE) {
+            scratch.take(features, &rows, &of_features);
+            let mut rest = &mut *panels;
+            while let Some((panel, next)) = rest.split_first_mut() {
+                let next_weights = next.first().map_or(&[][..], |next| &next.weights[of_features.clone()]);
+                panel.add_scores(&tiles, &rows, &of_features, next_weights, scratch);
+                if of_features.end == features.n_panels {
+                    panel.exponentiate(rows.clone(), of_rows);
                 }
+                rest = next;
             }
         }
     }
+}
 
-    /// What comes of these panels of features, which are in the scratch, of a panel of classes.
+#[target_feature(enable = "avx512f,fma")]
+fn descend(panels: &mut [Panel], batch: &Gathered<'_>, update: Update, scratch: &mut Scratch) {
+    let Gathered { kernel: amx, features, of_rows } = *batch;
+    let (tiles, n_row_panels) = (amx.tiles(), features.n_row_panels);
+    for panels in panels.chunks_mut((FACTORS_AT_ONCE / n_row_panels).max(1)) {
+        scratch.left.resize(panels.len() * n_row_panels, Factor::ZERO);
+        for (panel, left) in panels.iter_mut().zip(scratch.left.chunks_exact_mut(n_row_panels)) {
+            panel.residuals(left, of_rows);
+            panel.update_bias(update);
+        }
+        for index in 0..features.n_panels {
+            update_weights(panels, &tiles, index, features, update, scratch);
+        }
+    }
+}
+
+/// Of a panel of features, and of the classes whose residuals are in the scratch.
+#[target_feature(enable = "avx512f,fma")]
+fn update_weights(
+    panels: &mut [Panel],
+    tiles: &Tiles,
+    index: usize,
+    features: &Features,
+    update: Update,
+    Scratch { left, right }: &mut Scratch,
+) {
+    let n_row_panels = features.n_row_panels;
+    let (blocks, next_blocks) = features.blocks[index * n_row_panels..].split_at(n_row_panels);
+    right.resize(n_row_panels, Factor::ZERO);
+    right.iter_mut().zip(blocks).for_each(|(right, block)| right_factor(block, right));
+    for (turn, (panel, residuals)) in panels.iter_mut().zip(left.chunks_exact(n_row_panels)).enumerate() {
+        let weights = &mut panel.weights[index];
+        let mut gradient = Block::ZERO;
+        // Some of the next panel of features in each turn.
+        let next = next_blocks.as_ptr().wrapping_byte_add(turn * n_row_panels * BYTES_AHEAD);
+        tiles.multiply(residuals, right, &mut gradient, [(&raw const *weights).cast(), next]);
+        step(&gradient, weights, update);
+    }
+}
+
+impl Panel {
+    /// What comes of these panels of features, which are in the scratch.
     #[target_feature(enable = "avx512f")]
     fn add_scores(
         &mut self,
         tiles: &Tiles,
-        class_panel: usize,
-        features: &Features,
         rows: &Range<usize>,
-        panels: &Range<usize>,
+        of_features: &Range<usize>,
+        next_weights: &[Weights],
+        Scratch { left, right }: &mut Scratch,
     ) {
-        let (weights, next_weights) = self.weights[class_panel * features.n_panels..].split_at(features.n_panels);
-        let next_weights = next_weights.get(panels.clone()).unwrap_or_default();
-        let Scratch { left, right } = &mut self.scratch;
-        left.resize(panels.len(), Factor::ZERO);
-        left.iter_mut().zip(&weights[panels.clone()]).for_each(|(left, weights)| left_factor(&weights.values, left));
-        let scores = &mut self.scores[class_panel * features.n_row_panels..][rows.clone()];
-        for (turn, x) in right.chunks_exact(panels.len()).enumerate() {
+        let weights = &self.weights[of_features.clone()];
+        left.resize(weights.len(), Factor::ZERO);
+        left.iter_mut().zip(weights).for_each(|(left, weights)| left_factor(&weights.values, left));
+        let scores = &mut self.scores[rows.clone()];
+        for (turn, x) in right.chunks_exact(weights.len()).enumerate() {
             // Some of the next panel's weights in each turn; to ask again for the scores costs next to nothing.
             let weights = next_weights.get(turn).map(|weights| &raw const weights.values);
             let next = &raw const scores[(turn + 1) % scores.len()];
             let block = &mut scores[turn];
-            if panels.start == 0 {
-                block.0.iter_mut().zip(&self.bias[class_panel]).for_each(|(class, &bias)| class.fill(bias));
+            if of_features.start == 0 {
+                block.0.iter_mut().zip(&self.bias).for_each(|(class, &bias)| class.fill(bias));
             }
             tiles.multiply(left, x, block, [next, weights.unwrap_or(next)]);
         }
@@ -215,71 +251,25 @@ impl Share {
 
     /// Of scores that are all there.
     #[target_feature(enable = "avx512f,fma")]
-    fn exponentiate(&mut self, class_panel: usize, rows: Range<usize>, of_rows: &[OfRow]) {
-        let classes = self.classes(class_panel);
-        for row_panel in rows {
-            let place = class_panel * (of_rows.len() / SIDE) + row_panel;
-            let scores = &mut self.scores[place];
-            let first = row_panel * SIDE;
-            let right = right(&classes, &of_rows[first..][..SIDE]);
-            self.found.right.extend(right.map(|(class, row)| (first + row, scores.0[class][row])));
+    fn exponentiate(&mut self, rows: Range<usize>, of_rows: &[OfRow]) {
+        let classes = self.classes();
+        let Found { max, sum, right } = &mut self.found;
+        for index in rows {
+            let (scores, first) = (&mut self.scores[index], index * SIDE);
+            let places = right_places(&classes, &of_rows[first..][..SIDE]);
+            right.extend(places.map(|(class, row)| (first + row, scores.0[class][row])));
             let (maxima, sums) = exponentiate(scores, classes.len());
-            self.found.panel_max[place * SIDE..][..SIDE].copy_from_slice(&maxima);
-            self.found.panel_sum[place * SIDE..][..SIDE].copy_from_slice(&sums);
+            max[first..][..SIDE].copy_from_slice(&maxima);
+            sum[first..][..SIDE].copy_from_slice(&sums);
         }
     }
 
+    /// As they are and as left factors.
     #[target_feature(enable = "avx512f,fma")]
-    fn descend(&mut self, features: &Features, of_rows: &[OfRow], update: Update) {
-        let n_row_panels = features.n_row_panels;
-        let tiles = self.amx.tiles();
-        for class_panels in parts(self.bias.len(), (FACTORS_AT_ONCE / n_row_panels).max(1)) {
-            self.scratch.left.resize(class_panels.len() * n_row_panels, Factor::ZERO);
-            for (turn, class_panel) in class_panels.clone().enumerate() {
-                self.residuals(class_panel, turn, of_rows);
-                self.update_bias(class_panel, n_row_panels, update);
-            }
-            for panel in 0..features.n_panels {
-                self.update_weights(&tiles, class_panels.clone(), panel, features, update);
-            }
-        }
-    }
-
-    /// Of a panel of features, and of the classes whose residuals are in the scratch.
-    #[target_feature(enable = "avx512f,fma")]
-    fn update_weights(
-        &mut self,
-        tiles: &Tiles,
-        class_panels: Range<usize>,
-        panel: usize,
-        features: &Features,
-        update: Update,
-    ) {
-        let n_row_panels = features.n_row_panels;
-        let (blocks, next_blocks) = features.blocks[panel * n_row_panels..].split_at(n_row_panels);
-        let Scratch { left, right } = &mut self.scratch;
-        right.resize(n_row_panels, Factor::ZERO);
-        right.iter_mut().zip(blocks).for_each(|(right, block)| right_factor(block, right));
-        for (turn, (class_panel, residuals)) in class_panels.zip(left.chunks_exact(n_row_panels)).enumerate() {
-            let weights = &mut self.weights[class_panel * features.n_panels + panel];
-            let mut gradient = Block::ZERO;
-            // Some of the next panel of features in each turn.
-            let next = next_blocks.as_ptr().wrapping_byte_add(turn * n_row_panels * BYTES_AHEAD);
-            tiles.multiply(residuals, right, &mut gradient, [(&raw const *weights).cast(), next]);
-            step(&gradient, weights, update);
-        }
-    }
-
-    /// Of a panel, and as the left factors of a turn.
-    #[target_feature(enable = "avx512f,fma")]
-    fn residuals(&mut self, class_panel: usize, turn: usize, of_rows: &[OfRow]) {
-        let n_row_panels = of_rows.len() / SIDE;
-        let classes = self.classes(class_panel);
-        let first = class_panel * n_row_panels;
-        let blocks = self.scores[first..].iter_mut().zip(&mut self.scratch.left[turn * n_row_panels..]);
-        let maxima = self.found.panel_max[first * SIDE..].as_chunks::<SIDE>().0;
-        let rows = maxima.iter().zip(of_rows.as_chunks::<SIDE>().0);
-        for ((block, left), (maxima, of_rows)) in blocks.zip(rows) {
+    fn residuals(&mut self, left: &mut [Factor], of_rows: &[OfRow]) {
+        let classes = self.classes();
+        let rows = self.found.max.as_chunks::<SIDE>().0.iter().zip(of_rows.as_chunks::<SIDE>().0);
+        for ((block, left), (maxima, of_rows)) in self.scores.iter_mut().zip(left).zip(rows) {
             let mut factors = [0.0; SIDE];
             for ((factor, max), of_row) in factors.iter_mut().zip(maxima).zip(of_rows) {
                 *factor = of_row.factor * exp_of_negative(max - of_row.max);
@@ -287,37 +277,34 @@ impl Share {
             for class in &mut block.0 {
                 class.iter_mut().zip(&factors).for_each(|(exp, factor)| *exp *= factor);
             }
-            right(&classes, of_rows).for_each(|(class, row)| block.0[class][row] -= of_rows[row].weight);
+            right_places(&classes, of_rows).for_each(|(class, row)| block.0[class][row] -= of_rows[row].weight);
             left_factor(block, left);
         }
     }
 
     #[target_feature(enable = "avx512f,fma")]
-    fn update_bias(&mut self, class_panel: usize, n_row_panels: usize, update: Update) {
+    fn update_bias(&mut self, update: Update) {
         let mut sums = [[0.0f64; 8]; SIDE];
-        for block in &self.scores[class_panel * n_row_panels..][..n_row_panels] {
+        for block in &self.scores {
             for (sums, residuals) in sums.iter_mut().zip(&block.0) {
                 for residuals in residuals.as_chunks::<8>().0 {
                     sums.iter_mut().zip(residuals).for_each(|(sum, &residual)| *sum += f64::from(residual));
                 }
             }
         }
-        let of_bias = self.bias[class_panel].iter_mut().zip(&mut self.bias_velocity[class_panel]);
-        for ((bias, velocity), sums) in of_bias.zip(sums) {
+        for ((bias, velocity), sums) in self.bias.iter_mut().zip(&mut self.bias_velocity).zip(sums) {
             update.step(sums.iter().sum::<f64>() as f32, bias, velocity);
         }
     }
 
-    /// Those of a panel that are not beyond the last.
-    fn classes(&self, class_panel: usize) -> Range<usize> {
-        let (start, end) = (class_panel * SIDE, self.n_classes.min((class_panel + 1) * SIDE));
-        self.first + start..self.first + end
+    fn classes(&self) -> Range<usize> {
+        self.first..self.first + self.n_classes
     }
 }
 
 /// Where the right classes are in a block of these classes and rows.
 #[inline(always)]
-fn right(classes: &Range<usize>, of_rows: &[OfRow]) -> impl Iterator<Item = (usize, usize)> {
+fn right_places(classes: &Range<usize>, of_rows: &[OfRow]) -> impl Iterator<Item = (usize, usize)> {
     let places = of_rows.iter().enumerate().filter(|(_, of_row)| classes.contains(&of_row.label));
     places.map(|(row, of_row)| (of_row.label - classes.start, row))
 }

@@ -1,7 +1,7 @@
 //! The products of a step with the vector instructions of x86-64: AVX-512, or AVX2 with FMA.
 //!
 //! ```text
-//! rows -> x [panel of features, row, feature] -> z [panel of classes, row, class]
+//! rows -> x [panel of features, row, feature] -> z, of each panel of classes [row, class]
 //! ```
 
 #![allow(unsafe_code)] // Functions that need instructions, and what is to be inlined there.
@@ -93,29 +93,31 @@ fn gather<const TILE_ROWS: usize>(batch: &Batch<'_>, features: &mut Features, n_
     });
 }
 
-/// Some panels of classes.
+/// As many classes as a tile has columns.
 #[derive(Debug)]
-pub(super) struct Share {
-    instructions: Instructions,
-    /// The first class of it, and how many; the last panel may have columns beyond them, which stay 0.
+pub(super) struct Panel {
+    /// The first class of it, and how many; there may be columns beyond them, which stay 0.
     first: usize,
     n_classes: usize,
-    /// `[panel, feature, column]`.
+    /// `[feature, column]`.
     weight: Vec<f32>,
     velocity: Vec<f32>,
-    /// `[panel, column]`.
+    /// `[column]`.
     bias: Vec<f32>,
     bias_velocity: Vec<f32>,
-    /// `[panel, row, column]`: scores, then `exp(z − max of the panel)`, then residuals `ω (p − [right])`.
+    /// `[row, column]`: scores, then `exp(z − max of the panel)`, then residuals `ω (p − [right])`.
     scores: Vec<f32>,
     found: Found,
 }
 
-impl super::Share for Share {
+type Gathered<'a> = super::Gathered<'a, Panel>;
+
+impl super::Panel for Panel {
     type Kernel = Instructions;
     type Features = Features;
+    type Scratch = ();
 
-    fn panel_classes(instructions: Instructions) -> usize {
+    fn n_classes(instructions: Instructions) -> usize {
         instructions.tile().1
     }
 
@@ -127,65 +129,61 @@ impl super::Share for Share {
 
     fn new(instructions: Instructions, first: usize, weight: &[f32], bias: &[f32], features: &Features) -> Self {
         let (rows, columns) = instructions.tile();
-        debug_assert!(columns <= MOST_COLUMNS);
-        let (n_classes, n_panels, dim) = (bias.len(), bias.len().div_ceil(columns), features.n_panels * rows);
-        let n_columns = n_panels * columns;
-        let mut share = Self {
-            instructions,
+        let (n_classes, dim) = (bias.len(), features.n_panels * rows);
+        let mut panel = Self {
             first,
             n_classes,
-            weight: vec![0.0; n_columns * dim],
-            velocity: vec![0.0; n_columns * dim],
-            bias: vec![0.0; n_columns],
-            bias_velocity: vec![0.0; n_columns],
-            scores: vec![0.0; n_columns * features.n_rows],
-            found: Found::new(n_panels, features.n_rows),
+            weight: vec![0.0; columns * dim],
+            velocity: vec![0.0; columns * dim],
+            bias: vec![0.0; columns],
+            bias_velocity: vec![0.0; columns],
+            scores: vec![0.0; columns * features.n_rows],
+            found: Found::new(features.n_rows),
         };
-        share.bias[..n_classes].copy_from_slice(bias);
-        for (class, row) in weight.chunks_exact(weight.len() / n_classes).enumerate() {
-            let panel = &mut share.weight[class / columns * dim * columns..][..dim * columns];
-            let place = panel[class % columns..].iter_mut().step_by(columns);
-            place.zip(row).for_each(|(place, &value)| *place = value);
+        panel.bias[..n_classes].copy_from_slice(bias);
+        for (column, row) in weight.chunks_exact(weight.len() / n_classes).enumerate() {
+            let places = panel.weight[column..].iter_mut().step_by(columns);
+            places.zip(row).for_each(|(place, &value)| *place = value);
         }
-        share
+        panel
     }
 
-    fn forward(&mut self, features: &Features, of_rows: &[OfRow]) {
+    fn forward(panels: &mut [Self], batch: &Gathered<'_>, (): &mut ()) {
         #[target_feature(enable = "avx512f")]
-        fn avx512(share: &mut Share, features: &Features, of_rows: &[OfRow]) {
+        fn avx512(panels: &mut [Panel], batch: &Gathered<'_>) {
             // SAFETY: these are the instructions.
-            unsafe { share.score::<__m512, { __m512::ROWS }>(features, of_rows) }
+            unsafe { score::<__m512, { __m512::ROWS }>(panels, batch) }
         }
         #[target_feature(enable = "avx2,fma")]
-        fn avx2(share: &mut Share, features: &Features, of_rows: &[OfRow]) {
+        fn avx2(panels: &mut [Panel], batch: &Gathered<'_>) {
             // SAFETY: these are the instructions.
-            unsafe { share.score::<__m256, { __m256::ROWS }>(features, of_rows) }
+            unsafe { score::<__m256, { __m256::ROWS }>(panels, batch) }
         }
-        // SAFETY: nobody makes a share for instructions that are not there.
+        // SAFETY: there is no kernel whose instructions are not there.
         unsafe {
-            match self.instructions {
-                Instructions::Avx512 => avx512(self, features, of_rows),
-                Instructions::Avx2 => avx2(self, features, of_rows),
+            match batch.kernel {
+                Instructions::Avx512 => avx512(panels, batch),
+                Instructions::Avx2 => avx2(panels, batch),
             }
         }
     }
 
-    fn update(&mut self, features: &Features, of_rows: &[OfRow], update: Update) {
+    fn update(panels: &mut [Self], batch: &Gathered<'_>, update: Update, (): &mut ()) {
         #[target_feature(enable = "avx512f")]
-        fn avx512(share: &mut Share, features: &Features, of_rows: &[OfRow], update: Update) {
+        fn avx512(panels: &mut [Panel], batch: &Gathered<'_>, update: Update) {
             // SAFETY: these are the instructions.
-            unsafe { share.descend::<__m512, { __m512::ROWS }>(features, of_rows, update) }
+            unsafe { descend::<__m512, { __m512::ROWS }>(panels, batch, update) }
         }
         #[target_feature(enable = "avx2,fma")]
-        fn avx2(share: &mut Share, features: &Features, of_rows: &[OfRow], update: Update) {
+        fn avx2(panels: &mut [Panel], batch: &Gathered<'_>, update: Update) {
             // SAFETY: these are the instructions.
-            unsafe { share.descend::<__m256, { __m256::ROWS }>(features, of_rows, update) }
+            unsafe { descend::<__m256, { __m256::ROWS }>(panels, batch, update) }
         }
-        // SAFETY: nobody makes a share for instructions that are not there.
+        // SAFETY: there is no kernel whose instructions are not there.
         unsafe {
-            match self.instructions {
-                Instructions::Avx512 => avx512(self, features, of_rows, update),
-                Instructions::Avx2 => avx2(self, features, of_rows, update),
+            match batch.kernel {
+                Instructions::Avx512 => avx512(panels, batch, update),
+                Instructions::Avx2 => avx2(panels, batch, update),
             }
         }
     }
@@ -195,137 +193,107 @@ impl super::Share for Share {
     }
 
     fn parameters(&self, feature_dim: usize) -> (Vec<f32>, &[f32]) {
-        let (_, columns) = self.instructions.tile();
-        let size = self.weight.len() / (self.bias.len() / columns);
-        let of_class = |class: usize| {
-            let panel = &self.weight[class / columns * size..][..size];
-            panel[class % columns..].iter().step_by(columns).take(feature_dim).copied()
-        };
+        let columns = self.bias.len();
+        let of_class = |class: usize| self.weight[class..].iter().step_by(columns).take(feature_dim).copied();
         ((0..self.n_classes).flat_map(of_class).collect(), &self.bias[..self.n_classes])
     }
 }
 
-impl Share {
-    /// Scores, and their exponentials, of all rows.
-    ///
-    /// # Safety
-    /// That of [`Lanes`].
-    #[inline(always)]
-    unsafe fn score<L: Lanes, const ROWS: usize>(&mut self, features: &Features, of_rows: &[OfRow]) {
-        let columns = 2 * L::N;
-        let (n_rows, dim) = (features.n_rows, features.n_panels * ROWS);
-        let stride = n_rows * ROWS;
-        for (scores, bias) in self.scores.chunks_exact_mut(n_rows * columns).zip(self.bias.chunks_exact(columns)) {
-            scores.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
-        }
-        let panels_at_once = (L::DEPTH / ROWS).max(1);
-        let rows_at_once = (FEATURES_AT_ONCE_BYTES / (L::DEPTH * 4)).next_multiple_of(ROWS);
-        for first_row in (0..n_rows).step_by(rows_at_once) {
-            let end_row = (first_row + rows_at_once).min(n_rows);
-            for first_panel in (0..features.n_panels).step_by(panels_at_once) {
-                let n_panels = panels_at_once.min(features.n_panels - first_panel);
-                let x = &features.values[first_panel * stride..];
-                for (weight, scores) in
-                    self.weight.chunks_exact(dim * columns).zip(self.scores.chunks_exact_mut(n_rows * columns))
-                {
-                    let weight = &weight[first_panel * ROWS * columns..];
-                    for row in (first_row..end_row).step_by(ROWS) {
-                        let (x, scores) = (&x[row * ROWS..], &mut scores[row * columns..]);
-                        // SAFETY: the caller's.
-                        unsafe { forward_tile::<L, ROWS>(x, stride, n_panels, weight, scores) };
-                    }
-                }
-            }
-        }
-        self.exponentiate(n_rows, columns, of_rows);
+/// # Safety
+/// That of [`Lanes`].
+#[inline(always)]
+unsafe fn score<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gathered<'_>) {
+    let Gathered { features, of_rows, .. } = *batch;
+    let (columns, stride) = (2 * L::N, features.n_rows * ROWS);
+    for Panel { scores, bias, .. } in &mut *panels {
+        scores.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
     }
-
-    #[inline(always)]
-    fn exponentiate(&mut self, n_rows: usize, columns: usize, of_rows: &[OfRow]) {
-        self.found.right.clear();
-        for (row, of_row) in of_rows.iter().enumerate() {
-            if let Some(place) = self.place(of_row.label, row, n_rows, columns) {
-                self.found.right.push((row, self.scores[place]));
-            }
-        }
-        let maxima = self.found.panel_max.chunks_exact_mut(n_rows).zip(self.found.panel_sum.chunks_exact_mut(n_rows));
-        for (panel, (scores, (maxima, sums))) in self.scores.chunks_exact_mut(n_rows * columns).zip(maxima).enumerate()
-        {
-            let n_valid = (self.n_classes - panel * columns).min(columns);
-            for ((row, max), sum) in scores.chunks_exact_mut(columns).zip(maxima).zip(sums) {
-                let (row, beyond) = row.split_at_mut(n_valid);
-                *max = largest_of(row);
-                row.iter_mut().for_each(|score| *score = exp_of_negative(*score - *max));
-                *sum = sum_of(row);
-                beyond.fill(0.0);
-            }
-        }
-    }
-
-    /// Residuals, the gradient, and the step along it.
-    ///
-    /// # Safety
-    /// That of [`Lanes`].
-    #[inline(always)]
-    unsafe fn descend<L: Lanes, const ROWS: usize>(&mut self, features: &Features, of_rows: &[OfRow], update: Update) {
-        let columns = 2 * L::N;
-        let (n_rows, dim) = (features.n_rows, features.n_panels * ROWS);
-        self.residuals(n_rows, columns, of_rows);
-        self.update_bias(n_rows, columns, update);
-        let panel_bytes = n_rows * ROWS * 4;
-        let panels_at_once = (FEATURES_AT_ONCE_BYTES / panel_bytes).max(1);
-        for first_panel in (0..features.n_panels).step_by(panels_at_once) {
-            let panels = first_panel..(first_panel + panels_at_once).min(features.n_panels);
-            let parameters =
-                self.weight.chunks_exact_mut(dim * columns).zip(self.velocity.chunks_exact_mut(dim * columns));
-            for (scores, (weight, velocity)) in self.scores.chunks_exact(n_rows * columns).zip(parameters) {
-                for panel in panels.clone() {
-                    let x = &features.values[panel * n_rows * ROWS..];
-                    let tile = panel * ROWS * columns;
-                    let (weight, velocity) = (&mut weight[tile..], &mut velocity[tile..]);
+    let blocks_at_once = (L::DEPTH / ROWS).max(1);
+    let rows_at_once = (FEATURES_AT_ONCE_BYTES / (L::DEPTH * 4)).next_multiple_of(ROWS);
+    for first_row in (0..features.n_rows).step_by(rows_at_once) {
+        let end_row = (first_row + rows_at_once).min(features.n_rows);
+        for first in (0..features.n_panels).step_by(blocks_at_once) {
+            let n = blocks_at_once.min(features.n_panels - first);
+            let x = &features.values[first * stride..];
+            for Panel { weight, scores, .. } in &mut *panels {
+                let weight = &weight[first * ROWS * columns..];
+                for row in (first_row..end_row).step_by(ROWS) {
+                    let (x, scores) = (&x[row * ROWS..], &mut scores[row * columns..]);
                     // SAFETY: the caller's.
-                    unsafe { update_tile::<L, ROWS>(x, scores, n_rows, weight, velocity, update) };
+                    unsafe { forward_tile::<L, ROWS>(x, stride, n, weight, scores) };
                 }
             }
         }
     }
+    panels.iter_mut().for_each(|panel| panel.exponentiate(columns, of_rows));
+}
+
+/// # Safety
+/// That of [`Lanes`].
+#[inline(always)]
+unsafe fn descend<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gathered<'_>, update: Update) {
+    let Gathered { features, of_rows, .. } = *batch;
+    let (columns, stride) = (2 * L::N, features.n_rows * ROWS);
+    for panel in &mut *panels {
+        panel.residuals(columns, of_rows);
+        panel.update_bias(columns, update);
+    }
+    let at_once = (FEATURES_AT_ONCE_BYTES / (stride * 4)).max(1);
+    for first in (0..features.n_panels).step_by(at_once) {
+        let end = (first + at_once).min(features.n_panels);
+        for Panel { weight, velocity, scores, .. } in &mut *panels {
+            for index in first..end {
+                let (x, tile) = (&features.values[index * stride..], index * ROWS * columns);
+                let (weight, velocity) = (&mut weight[tile..], &mut velocity[tile..]);
+                // SAFETY: the caller's.
+                unsafe { update_tile::<L, ROWS>(x, scores, features.n_rows, weight, velocity, update) };
+            }
+        }
+    }
+}
+
+impl Panel {
+    #[inline(always)]
+    fn exponentiate(&mut self, columns: usize, of_rows: &[OfRow]) {
+        let Found { max, sum, right } = &mut self.found;
+        right.clear();
+        let rows = self.scores.chunks_exact_mut(columns).zip(of_rows).zip(max.iter_mut().zip(sum)).enumerate();
+        for (row, ((scores, of_row), (max, sum))) in rows {
+            let (scores, beyond) = scores.split_at_mut(self.n_classes);
+            right.extend(place(of_row, self.first, self.n_classes).map(|column| (row, scores[column])));
+            *max = largest_of(scores);
+            scores.iter_mut().for_each(|score| *score = exp_of_negative(*score - *max));
+            *sum = sum_of(scores);
+            beyond.fill(0.0);
+        }
+    }
 
     #[inline(always)]
-    fn residuals(&mut self, n_rows: usize, columns: usize, of_rows: &[OfRow]) {
-        for (scores, maxima) in
-            self.scores.chunks_exact_mut(n_rows * columns).zip(self.found.panel_max.chunks_exact(n_rows))
-        {
-            for ((row, max), of_row) in scores.chunks_exact_mut(columns).zip(maxima).zip(of_rows) {
-                let factor = of_row.factor * exp_of_negative(max - of_row.max);
-                row.iter_mut().for_each(|exp| *exp *= factor);
-            }
-        }
-        for (row, of_row) in of_rows.iter().enumerate() {
-            if let Some(place) = self.place(of_row.label, row, n_rows, columns) {
-                self.scores[place] -= of_row.weight;
+    fn residuals(&mut self, columns: usize, of_rows: &[OfRow]) {
+        for ((scores, max), of_row) in self.scores.chunks_exact_mut(columns).zip(&self.found.max).zip(of_rows) {
+            let factor = of_row.factor * exp_of_negative(max - of_row.max);
+            scores.iter_mut().for_each(|exp| *exp *= factor);
+            if let Some(column) = place(of_row, self.first, self.n_classes) {
+                scores[column] -= of_row.weight;
             }
         }
     }
 
     #[inline(always)]
-    fn update_bias(&mut self, n_rows: usize, columns: usize, update: Update) {
-        let of_bias = self.bias.chunks_exact_mut(columns).zip(self.bias_velocity.chunks_exact_mut(columns));
-        for (scores, (bias, velocity)) in self.scores.chunks_exact(n_rows * columns).zip(of_bias) {
-            let mut sums = [0.0f64; MOST_COLUMNS];
-            for row in scores.chunks_exact(columns) {
-                sums.iter_mut().zip(row).for_each(|(sum, &residual)| *sum += f64::from(residual));
-            }
-            bias.iter_mut().zip(velocity).zip(sums).for_each(|((bias, velocity), sum)| {
-                update.step(sum as f32, bias, velocity);
-            });
+    fn update_bias(&mut self, columns: usize, update: Update) {
+        let mut sums = [0.0f64; MOST_COLUMNS];
+        for row in self.scores.chunks_exact(columns) {
+            sums.iter_mut().zip(row).for_each(|(sum, &residual)| *sum += f64::from(residual));
         }
+        self.bias.iter_mut().zip(&mut self.bias_velocity).zip(sums).for_each(|((bias, velocity), sum)| {
+            update.step(sum as f32, bias, velocity);
+        });
     }
+}
 
-    /// Where the score of a class is, if it is one of these.
-    fn place(&self, class: usize, row: usize, n_rows: usize, columns: usize) -> Option<usize> {
-        let column = class.checked_sub(self.first).filter(|&column| column < self.n_classes)?;
-        Some((column / columns * n_rows + row) * columns + column % columns)
-    }
+/// The column of a row's right class, if that is among these.
+fn place(of_row: &OfRow, first: usize, n_classes: usize) -> Option<usize> {
+    of_row.label.checked_sub(first).filter(|&column| column < n_classes)
 }
 
 /// In eight lanes side by side, which do not wait for one another.
