@@ -24,6 +24,9 @@ use crate::http::Peer;
 
 /// Between the bytes of a request's head. Whoever is slower holds a connection for nothing.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// As much of a request is read at once, headers included: a connection keeps a buffer as large as it has needed, by hyper's own
+/// limit 400 KiB, for as long as it is open.
+const READ_BYTES: usize = 64 << 10;
 /// For the handshake of TLS, as a whole.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long nothing is accepted after a failure: out of file descriptors, most likely, of which some are free again then.
@@ -107,7 +110,7 @@ impl Connection {
             router.call(request)
         });
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).max_buf_size(READ_BYTES);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended early");
