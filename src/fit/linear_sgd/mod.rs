@@ -22,7 +22,7 @@ use std::fmt::Debug;
 
 use super::{Softmax, engine::Batch};
 use crate::heads::exp_of_negative;
-use threads::{Thread, each, in_shares, share};
+use threads::{each, in_shares};
 
 /// Work on fewer multiplications is done before another thread has begun.
 const PRODUCTS_PER_THREAD: usize = 4 << 20;
@@ -193,7 +193,8 @@ impl Update {
 struct InPanels<P: Panel> {
     kernel: P::Kernel,
     panels: Vec<P>,
-    threads: Vec<Thread<P::Scratch>>,
+    /// One for each thread.
+    scratch: Vec<P::Scratch>,
     features: P::Features,
     of_rows: Vec<OfRow>,
     feature_dim: usize,
@@ -212,12 +213,10 @@ impl<P: Panel> InPanels<P> {
         let panels: Vec<_> = in_panels.map(panel).collect();
         let n_worth_while = batch_size.saturating_mul(parameters.len()) / PRODUCTS_PER_THREAD;
         let n_threads = n_threads.min(panels.len()).min(n_worth_while).max(1);
-        let mut threads: Vec<_> = (0..n_threads).map(|_| Thread::default()).collect();
-        share(panels.len(), &mut threads);
         Self {
             kernel,
             panels,
-            threads,
+            scratch: (0..n_threads).map(|_| P::Scratch::default()).collect(),
             of_rows: vec![OfRow::default(); features.n_rows()],
             features,
             feature_dim,
@@ -229,19 +228,18 @@ impl<P: Panel> InPanels<P> {
 
 impl<P: Panel> Steps for InPanels<P> {
     fn step(&mut self, learning_rate: f64, batch: &Batch<'_>) -> f64 {
-        let Self { kernel, panels, threads, features, of_rows, .. } = self;
+        let Self { kernel, panels, scratch, features, of_rows, .. } = self;
         for ((of_row, &label), &weight) in of_rows.iter_mut().zip(batch.labels).zip(batch.row_weights) {
             *of_row = OfRow { weight, label: label as usize, ..OfRow::default() };
         }
-        features.gather(batch, threads.len());
+        features.gather(batch, scratch.len());
         let gathered = Gathered { kernel: *kernel, features, of_rows };
-        in_shares(panels, threads, |panels, scratch| P::forward(panels, &gathered, scratch));
+        in_shares(panels, scratch, |panels, scratch| P::forward(panels, &gathered, scratch));
         let found: Vec<_> = panels.iter().map(P::found).collect();
         let loss = put_together(&found, of_rows);
         let update = Update { rate: learning_rate as f32, momentum: self.momentum, decay: self.decay };
         let gathered = Gathered { kernel: *kernel, features, of_rows };
-        in_shares(panels, threads, |panels, scratch| P::update(panels, &gathered, update, scratch));
-        share(panels.len(), threads);
+        in_shares(panels, scratch, |panels, scratch| P::update(panels, &gathered, update, scratch));
         loss
     }
 
