@@ -120,11 +120,12 @@ pub(super) fn run(shared: &Shared, job: &FitJob) {
 fn outcome(shared: &Shared, job: &FitJob, inputs: &Inputs, metrics: &FitMetrics) -> Result<Outcome, Failure> {
     let mut engine = shared.engine(&job.model).map_err(|error| Failure::Error(error.to_string()))?;
     let start = Instant::now();
-    let mut told: Option<Instant> = None;
+    let (mut told, mut last): (Option<Instant>, Option<Progress>) = (None, None);
     let mut on_progress = |progress: Option<Progress>| {
         if job.is_asked_to_end() || shared.is_stopping() {
             return ControlFlow::Break(());
         }
+        last = progress.or(last);
         if let Some(progress) = progress
             && told.is_none_or(|told| told.elapsed() >= TELL_EVERY)
         {
@@ -134,6 +135,10 @@ fn outcome(shared: &Shared, job: &FitJob, inputs: &Inputs, metrics: &FitMetrics)
         ControlFlow::Continue(())
     };
     let fitted = fit(&inputs.task(), &mut *engine, &mut Watch::new(&mut on_progress))?;
+    // Where it ended is told however soon that came after the last time.
+    if let Some(last) = last {
+        job.tell(last, start.elapsed());
+    }
     let mut quiet = |_| match job.is_asked_to_end() || shared.is_stopping() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),

@@ -232,6 +232,7 @@ unsafe fn score<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gathe
 /// That of [`Lanes`].
 #[inline(always)]
 unsafe fn descend<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gathered<'_>, update: Update) {
+    const { assert!(2 * L::N <= MOST_COLUMNS) };
     let Gathered { features, of_rows, .. } = *batch;
     let (columns, stride) = (2 * L::N, features.n_rows * ROWS);
     for panel in &mut *panels {
