@@ -90,6 +90,18 @@ async fn shared() -> (&'static TestApp, String, String) {
 }
 
 #[tokio::test]
+async fn a_fit_that_took_no_time_says_that_it_went_to_its_last_epoch() {
+    let setup = Setup::new();
+    let app = setup.start();
+    let train = upload(&app, "train").await;
+    let id = submit(&app, &json!({ "method": "crt", "feature_set": train, "head": "mine", "params": { "epochs": 7 } }))
+        .await;
+    events(&app, &id).await;
+    let progress = get(&app, &id).await["progress"].clone();
+    assert_eq!((&progress["epoch"], &progress["epochs"], &progress["done"]), (&json!(7), &json!(7), &json!(1.0)));
+}
+
+#[tokio::test]
 async fn the_whole_story_of_a_fit() {
     let setup = Setup::new();
     let app = setup.start();
