@@ -103,6 +103,17 @@ pub struct Outputs {
     pub timing: Timing,
 }
 
+impl Outputs {
+    /// Of all rows and heads.
+    pub(crate) fn n_predictions(&self) -> usize {
+        let of_row = |output: &Output| match output {
+            Output::Predictions(by_head) => by_head.iter().map(Vec::len).sum(),
+            Output::Features(_) => 0,
+        };
+        self.rows.iter().map(of_row).sum()
+    }
+}
+
 /// The way into a model. Cheap to clone; the workers end when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Batcher {

@@ -11,7 +11,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// An empty queue, of which both ends can be cloned.
 pub(super) fn queue<T>() -> (Sender<T>, Receiver<T>) {
-    let ends = Ends { items: VecDeque::new(), n_senders: 1, n_receivers: 1 };
+    let ends = Ends { items: VecDeque::new(), n_senders: 1, n_receivers: 1, n_waiting: 0 };
     let shared = Arc::new(Shared { ends: Mutex::new(ends), changed: Condvar::new() });
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
@@ -26,6 +26,8 @@ struct Ends<T> {
     items: VecDeque<T>,
     n_senders: usize,
     n_receivers: usize,
+    /// Receivers that wait for something to come. To wake a thread costs a system call, also where none waits.
+    n_waiting: usize,
 }
 
 impl<T> Shared<T> {
@@ -58,8 +60,11 @@ impl<T> Sender<T> {
             return Err(item);
         }
         ends.items.push_back(item);
+        let is_awaited = ends.n_waiting > 0;
         drop(ends);
-        self.0.changed.notify_one();
+        if is_awaited {
+            self.0.changed.notify_one();
+        }
         Ok(())
     }
 }
@@ -75,7 +80,9 @@ impl<T> Receiver<T> {
             if ends.n_senders == 0 {
                 return None;
             }
+            ends.n_waiting += 1;
             ends = self.0.changed.wait(ends).unwrap_or_else(PoisonError::into_inner);
+            ends.n_waiting -= 1;
         }
     }
 
@@ -93,7 +100,9 @@ impl<T> Receiver<T> {
             if left.is_zero() {
                 return Err(Nothing::Yet);
             }
+            ends.n_waiting += 1;
             ends = self.0.changed.wait_timeout(ends, left).unwrap_or_else(PoisonError::into_inner).0;
+            ends.n_waiting -= 1;
         }
     }
 

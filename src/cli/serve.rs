@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use super::failure::WrongUsage;
 use crate::{
-    config::{ConfigError, ServeOptions},
+    config::{ConfigError, ServeOptions, cores},
     server::{self, Listeners, Server},
     telemetry,
 };
@@ -23,7 +23,7 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     })?;
     let (listen, admin_listen) = (config.listen, config.admin_listen);
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(http_threads()).enable_all().build()?;
     runtime.block_on(async {
         let server = Arc::new(Server::new(config)?);
         let public = bind(listen).await?;
@@ -60,6 +60,17 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
             () = server.serve(Listeners { public, admin }, shutdown_signal()) => Ok(()),
         }
     })
+}
+
+/// Threads that read requests and write answers: half as many as there are cores.
+///
+/// What decodes and computes has a thread for each core, and takes by far most of the time: even for a network of 10 million
+/// multiplications seven times what HTTP does. More threads only take turns with those, and wake each other.
+///
+/// Measured on two cores, one thread beside two: a network of that size answers 5 % more requests, and EfficientNet-Lite0
+/// 2 %, in 8 MB less.
+fn http_threads() -> usize {
+    (cores() / 2).max(1)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

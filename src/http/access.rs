@@ -6,7 +6,7 @@ use std::{
 };
 
 use axum::{
-    extract::{FromRequestParts, MatchedPath, Request, State},
+    extract::{FromRequestParts, MatchedPath, Request},
     http::{Extensions, HeaderMap, Method, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -133,7 +133,7 @@ pub(super) struct Door {
 }
 
 /// Lets through who may: 401 without a token, 403 with a wrong one, or with one of too small a role.
-pub(super) async fn authorize(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+pub(super) async fn authorize(door: Door, mut request: Request, next: Next) -> Response {
     let Door { app, has_admin } = door;
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let needed = match need(request.method(), route, request.uri().path(), has_admin) {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     App, AppState,
+    aside::blocking,
     body::{self, present},
     classify::{deadline, parse_query},
     error::ApiError,
@@ -246,16 +247,4 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
 
 pub(super) fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {
     parse_head_reference(head).ok_or_else(|| ApiError::NameInPath(head.to_owned()))
-}
-
-/// Runs what writes to the disk or builds sessions off the async threads. It runs to its end even if the caller hangs up.
-pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, ApiError> {
-    // What is logged there is this request's, and says who asked.
-    let span = tracing::Span::current();
-    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
-        Ok(done) => done.map_err(Into::into),
-        Err(error) => Err(ApiError::Internal(error.to_string())),
-    }
 }

@@ -1,19 +1,23 @@
 //! `POST /v1/models/{model}/classify`.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Extension, Json,
     body::Body,
     extract::{Path, RawQuery, State},
     http::HeaderMap,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use serde::de::DeserializeOwned;
 
 use super::{
     App, AppState,
     access::Allowance,
+    aside::computed,
     body::{self, InputsForm},
     error::ApiError,
     generation::of_generation,
@@ -21,6 +25,11 @@ use super::{
     predictions::{ClassifyResponse, HeadChoice, choose_heads},
 };
 use crate::{batcher::Wanted, registry::Model};
+
+/// Predictions that are written in a tenth of a millisecond or so.
+const QUICKLY_WRITTEN: usize = 512;
+/// Classes for which another tau is worked out in a tenth of a millisecond or so.
+const QUICKLY_SCALED: usize = 4096;
 
 /// `POST /v1/models/{model}/classify`
 pub(super) async fn classify(
@@ -33,7 +42,7 @@ pub(super) async fn classify(
     body: Body,
 ) -> Result<Response, ApiError> {
     let model = app.registry.model(Some(&name))?;
-    answer(&app, model, Question { arrived, query, allowance, headers, body }).await
+    answer(&app, Arc::clone(model), Question { arrived, query, allowance, headers, body }).await
 }
 
 /// `POST /v1/classify`: the same on the default model.
@@ -45,7 +54,7 @@ pub(super) async fn classify_default(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    answer(&app, app.registry.model(None)?, Question { arrived, query, allowance, headers, body }).await
+    answer(&app, Arc::clone(app.registry.model(None)?), Question { arrived, query, allowance, headers, body }).await
 }
 
 struct Question {
@@ -56,11 +65,16 @@ struct Question {
     body: Body,
 }
 
-async fn answer(app: &App, model: &Model, question: Question) -> Result<Response, ApiError> {
+async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Response, ApiError> {
     let Question { arrived: Arrived(start), query, allowance, headers, body } = question;
     let choice: HeadChoice = parse_query(query.as_deref())?;
     let state = model.state();
-    let (heads, requests) = choose_heads(&state, &choice)?;
+    let is_scaled = choice.tau.is_some() && model.labels().len() > QUICKLY_SCALED;
+    let (heads, requests) = computed(is_scaled, {
+        let state = Arc::clone(&state);
+        move || choose_heads(&state, &choice)
+    })
+    .await?;
     let form = InputsForm::of(&headers)?;
     let deadline = deadline(app, &headers, start)?;
     allowance.look()?;
@@ -68,7 +82,9 @@ async fn answer(app: &App, model: &Model, question: Question) -> Result<Response
     let inputs = form.parse(&headers, body, model.feature_dim()).await?;
     allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
-    Ok(of_generation(state.generation, Json(ClassifyResponse::new(model, &heads, outputs, start))))
+    let is_long = outputs.n_predictions() > QUICKLY_WRITTEN;
+    let write = move || Ok(Json(ClassifyResponse::new(&model, &heads, outputs, start)).into_response());
+    Ok(of_generation(state.generation, computed(is_long, write).await?))
 }
 
 /// Parses a query; unknown, repeated and malformed values are refused, by name. No key may be required.

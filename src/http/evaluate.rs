@@ -15,7 +15,8 @@ use serde::Deserialize;
 
 use super::{
     AppState,
-    admin::{blocking, json_body, reference},
+    admin::{json_body, reference},
+    aside::blocking,
     body::present,
     error::ApiError,
     layers::Arrived,

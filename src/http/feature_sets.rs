@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{AppState, Caller, admin::blocking, body, classify::parse_query, error::ApiError};
+use super::{AppState, Caller, aside::blocking, body, classify::parse_query, error::ApiError};
 use crate::registry::{Author, Change, FeatureSetUpload, Kept, Model, RegistryError, StoredSet, is_valid_name};
 
 /// What is collected before a thread is asked to write it: all the memory that an upload holds.

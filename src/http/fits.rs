@@ -19,7 +19,8 @@ use tokio::sync::watch;
 
 use super::{
     AppState, Caller,
-    admin::{blocking, json_body},
+    admin::json_body,
+    aside::blocking,
     body::present,
     error::ApiError,
     generation::{Conditional, tagged},

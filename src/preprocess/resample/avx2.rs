@@ -66,8 +66,10 @@ fn push_groups(weights: &[i32], groups: &mut Vec<Taps>) {
 fn horizontal_avx2(source: View<'_>, windows: &Windows, out: &mut Rows) {
     // The whole of the buffer behind the first pixel of each row, not only the row: loads may run past its end.
     let last = source.height() - 1;
-    let mut groups = Vec::new();
-    let mut ends = vec![0];
+    let n_groups = (0..windows.len()).map(|x| windows.get(x).1.len().div_ceil(4)).sum();
+    let mut groups = Vec::with_capacity(n_groups);
+    let mut ends = Vec::with_capacity(windows.len() + 1);
+    ends.push(0);
     for x in 0..windows.len() {
         push_groups(windows.get(x).1, &mut groups);
         ends.push(groups.len());
