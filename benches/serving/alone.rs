@@ -16,8 +16,9 @@ use crate::{
     bare::{Bare, bare_loop, one_by_one},
     client::{Client, request},
     images::{has_test_images, photo_jpegs, test_images},
+    load::{http_loop, open_loop},
     made::{Heads, MadeModel},
-    rounds::{Round, http_loop, median, open_loop, quantile},
+    rounds::{Round, median, quantile},
 };
 
 const N_ROUNDS: usize = 5;

@@ -62,7 +62,7 @@ pub(crate) fn bare_loop(lines: &mut [Bare], images: &[Vec<u8>], duration: Durati
         let bare = lines.lock().unwrap().pop().unwrap();
         Ok(|item: usize| {
             bare.run(&images[item % images.len()]);
-            Ok(())
+            Ok(true)
         })
     })
     .unwrap()

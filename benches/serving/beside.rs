@@ -16,10 +16,11 @@ use equipoise::{config::cores, onnx, registry::ModelDirectory};
 use crate::{
     bare::{Bare, bare_loop, one_by_one},
     images::{Images, has_test_images},
+    load::{http_loop, open_loop},
     memory::{core_seconds, own_core_seconds, resident_bytes},
     plot,
     report::{Closed, Comparison, Measured, Open, beside_the_best_peer, print},
-    rounds::{Round, http_loop, in_turn, median, open_loop},
+    rounds::{Round, in_turn, median},
     servers::{Best, Server, ServerProcess, Setting, end_with_ctrl_c},
 };
 

@@ -6,6 +6,9 @@ use std::{
     time::Duration,
 };
 
+/// Of what an answer is read into, to begin with.
+pub(crate) const BUFFER_BYTES: usize = 1 << 16;
+
 pub(crate) struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -22,36 +25,22 @@ impl Client {
     pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; 1 << 16] })
+        Ok(Self { stream, buffer: vec![0; BUFFER_BYTES] })
     }
 
     /// Sends a request and gives back the body of the answer. Whatever is no success is an error.
     pub(crate) fn send(&mut self, request: &[u8]) -> io::Result<&[u8]> {
-        match self.ask(request)? {
-            Answer { status: 200..300, body, .. } => Ok(body),
-            Answer { head, body, .. } => Err(io::Error::other(String::from_utf8_lossy(&[head, body].concat()))),
-        }
+        self.ask(request)?.success()
     }
 
     /// Sends a request and gives back the answer, whatever it is.
     pub(crate) fn ask(&mut self, request: &[u8]) -> io::Result<Answer<'_>> {
         self.stream.write_all(request)?;
-        let mut length = 0;
-        let body_start = loop {
-            length += self.read(length)?;
-            if let Some(end) = self.buffer[..length].windows(4).position(|window| window == b"\r\n\r\n") {
-                break end + 4;
-            }
-        };
-        let head = &self.buffer[..body_start];
-        let status = head.get(9..12).and_then(number).ok_or_else(|| io::Error::other("an answer without a status"))?;
-        let body_length = header(head, b"content-length:").and_then(number);
-        let end = body_start + body_length.ok_or_else(|| io::Error::other("an answer without a length"))?;
-        while length < end {
+        let mut length = self.read(0)?;
+        while Answer::of(&self.buffer[..length])?.is_none() {
             length += self.read(length)?;
         }
-        let (head, body) = self.buffer[..end].split_at(body_start);
-        Ok(Answer { status, head, body })
+        Answer::of(&self.buffer[..length])?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn read(&mut self, length: usize) -> io::Result<usize> {
@@ -65,7 +54,25 @@ impl Client {
     }
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    /// The answer at the start of what has been read, once it is there as a whole.
+    pub(crate) fn of(read: &'a [u8]) -> io::Result<Option<Self>> {
+        let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+        let (head, rest) = read.split_at(end + 4);
+        let status = head.get(9..12).and_then(number).ok_or_else(|| io::Error::other("an answer without a status"))?;
+        let length = header(head, b"content-length:").and_then(number);
+        let length = length.ok_or_else(|| io::Error::other("an answer without a length"))?;
+        Ok(rest.get(..length).map(|body| Self { status, head, body }))
+    }
+
+    /// Its body, if it is a success.
+    pub(crate) fn success(self) -> io::Result<&'a [u8]> {
+        match self.status {
+            200..300 => Ok(self.body),
+            _ => Err(io::Error::other(String::from_utf8_lossy(&[self.head, self.body].concat()).into_owned())),
+        }
+    }
+
     /// How long it asks to wait before the next request.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         header(self.head, b"retry-after:").and_then(number).map(|seconds| Duration::from_secs(seconds as u64))

@@ -22,9 +22,10 @@ use crate::{
     bare::{Bare, one_by_one},
     client::{Answer, Client, request},
     images::{photo_jpeg, photo_jpegs, test_images},
+    load::http_loop,
     made::{Heads, MadeModel, copies, with_heads},
     memory::resident_bytes,
-    rounds::{Round, counting_loop, http_loop, in_turn, median, quantile},
+    rounds::{Round, closed_loop, in_turn, median, quantile},
     servers::{Server, ServerProcess, Setting, end_with_ctrl_c},
 };
 
@@ -206,7 +207,7 @@ impl Asked {
             let mut client = Client::connect(self.address)?;
             Ok(move |item: usize| check(&client.ask(&requests[item % requests.len()])?, n_heads).map(|()| true))
         };
-        counting_loop(n_connections, duration, make).unwrap()
+        closed_loop(n_connections, duration, make).unwrap()
     }
 
     /// As [`Self::load`], but a request may be refused; it is sent again when the answer says, or at once. Also gives how many
@@ -229,7 +230,7 @@ impl Asked {
                 Ok(false)
             })
         };
-        let round = counting_loop(n_connections, duration, make).unwrap();
+        let round = closed_loop(n_connections, duration, make).unwrap();
         (round, n_refused.into_inner() as f64)
     }
 

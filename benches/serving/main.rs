@@ -24,6 +24,7 @@ mod beside;
 mod client;
 mod growth;
 mod images;
+mod load;
 mod made;
 mod memory;
 mod plot;

@@ -6,8 +6,8 @@ use serde::Serialize;
 use crate::{
     beside::BesideOptions,
     images::Images,
+    load::http_requests,
     memory::resident_bytes,
-    rounds::http_requests,
     servers::{Server, ServerProcess, Setting, end_with_ctrl_c},
 };
 
