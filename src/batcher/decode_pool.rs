@@ -28,7 +28,7 @@ impl DecodePool {
     pub fn start(n_threads: usize) -> std::io::Result<Self> {
         let (tasks, queue) = queue::<Task>();
         for index in 0..n_threads.max(1) {
-            let queue = queue.clone();
+            let mut queue = queue.clone();
             thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
                 while let Some(task) = queue.recv() {
                     task();

