@@ -102,11 +102,19 @@ impl InputsForm {
     }
 
     /// The images or features of a body of this form, for a model that takes `feature_dim` features.
-    pub(super) async fn parse(self, headers: &HeaderMap, body: Bytes, feature_dim: usize) -> Result<Inputs, ApiError> {
+    pub(super) async fn parse(
+        self,
+        headers: &HeaderMap,
+        body: Bytes,
+        feature_dim: usize,
+        deadline: Instant,
+    ) -> Result<Inputs, ApiError> {
         match self {
             Self::Image => Ok(Inputs::Images(vec![body])),
             Self::Multipart => multipart(headers, body).await,
-            Self::Json => computed(body.len() > QUICKLY_PARSED, move || json_inputs(&body, feature_dim)).await,
+            Self::Json => {
+                computed(body.len() > QUICKLY_PARSED, deadline, move || json_inputs(&body, feature_dim)).await
+            }
         }
     }
 }

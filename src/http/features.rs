@@ -47,14 +47,14 @@ pub(super) async fn features(
     let deadline = deadline(&app, &headers, start)?;
     allowance.look()?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
-    let inputs = form.parse(&headers, body, model.feature_dim()).await?;
+    let inputs = form.parse(&headers, body, model.feature_dim(), deadline).await?;
     allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Features, deadline).await?;
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let as_npy = accept.split(',').any(|range| range.split(';').next().is_some_and(|kind| kind.trim() == NPY));
     let feature_dim = model.feature_dim();
     let is_long = outputs.rows.len() * feature_dim > QUICKLY_WRITTEN;
-    computed(is_long, move || {
+    computed(is_long, deadline, move || {
         let rows = outputs.rows.into_iter().filter_map(|output| match output {
             Output::Features(row) => Some(row),
             Output::Predictions(_) => None,

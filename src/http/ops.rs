@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{AppState, Phase, aside::computed, error::ApiError};
+use super::{AppState, Phase, aside::blocking, error::ApiError};
 
 /// `GET /livez`: the process is up.
 pub(super) async fn livez() -> Json<serde_json::Value> {
@@ -36,7 +36,7 @@ pub(super) async fn metrics(State(app): AppState) -> Result<Response, ApiError> 
     }
     app.metrics.ready.set(i64::from(app.is_ready()));
     let render = move || app.metrics.render().map_err(|error| ApiError::Internal(error.to_string()));
-    let text = computed(true, render).await?;
+    let text = blocking(render).await?;
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
 }
