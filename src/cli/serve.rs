@@ -65,7 +65,7 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
 /// Threads that read requests and write answers: half as many as there are cores.
 ///
 /// What decodes and computes has a thread for each core, and takes by far most of the time: even for a network of 10 million
-/// multiplications seven times what HTTP does. More threads only take turns with those, and wake each other.
+/// multiplications six times what HTTP does. More threads only take turns with those, and wake each other.
 ///
 /// Measured on two cores, one thread beside two: a network of that size answers 5 % more requests, and EfficientNet-Lite0
 /// 2 %, in 8 MB less.

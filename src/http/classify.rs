@@ -71,11 +71,8 @@ async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Resp
     let deadline = deadline(app, &headers, start)?;
     let state = model.state();
     let is_scaled = choice.tau.is_some() && model.labels().len() > QUICKLY_SCALED;
-    let (heads, requests) = computed(is_scaled, deadline, {
-        let state = Arc::clone(&state);
-        move || choose_heads(&state, &choice)
-    })
-    .await?;
+    let generation = state.generation;
+    let (heads, requests) = computed(is_scaled, deadline, move || choose_heads(&state, &choice)).await?;
     let form = InputsForm::of(&headers)?;
     allowance.look()?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
@@ -84,7 +81,7 @@ async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Resp
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
     let is_long = outputs.n_predictions() > QUICKLY_WRITTEN;
     let write = move || Ok(Json(ClassifyResponse::new(&model, &heads, outputs, start)).into_response());
-    Ok(of_generation(state.generation, computed(is_long, deadline, write).await?))
+    Ok(of_generation(generation, computed(is_long, deadline, write).await?))
 }
 
 /// Parses a query; unknown, repeated and malformed values are refused, by name. No key may be required.

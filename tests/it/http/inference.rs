@@ -261,9 +261,12 @@ async fn features_are_the_same_as_json_and_as_npy_and_give_the_logits_of_the_ima
 
 #[tokio::test]
 async fn features_sent_to_the_features_route_come_back_as_they_are() {
-    let rows = feature_rows(2);
-    let answer = send(shared().post(FEATURES).json(&json!({ "features": rows }))).await.expect(200);
-    assert_eq!(serde_json::from_value::<Vec<Vec<f32>>>(answer.json()["features"].clone()).unwrap(), rows);
+    // Few are read and written where requests are, and many aside.
+    for n in [2, 200] {
+        let rows = feature_rows(n);
+        let answer = send(shared().post(FEATURES).json(&json!({ "features": rows }))).await.expect(200);
+        assert_eq!(serde_json::from_value::<Vec<Vec<f32>>>(answer.json()["features"].clone()).unwrap(), rows);
+    }
 }
 
 #[tokio::test]
