@@ -115,6 +115,11 @@ impl<T> Receiver<T> {
     pub(super) fn len(&self) -> usize {
         self.shared.lock().items.len()
     }
+
+    /// How many receivers wait for something to come.
+    pub(super) fn n_idle(&self) -> usize {
+        self.shared.lock().waiting.len()
+    }
 }
 
 // Without what waits, which need not be printable.

@@ -2,13 +2,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak, mpsc},
+    thread,
 };
 
 use crate::{
     heads::{Digest, Weights},
-    onnx::{OnnxError, Scorer, ScorerSpec, SessionOptions},
+    onnx::{Features, OnnxError, Provider, Scorer, ScorerSpec, Scores, SessionOptions},
 };
+
+/// With fewer weights, 8 MB of them, a request's heads are done before another thread has begun to help.
+const LEAST_WEIGHTS_TO_SHARE: usize = 2 << 20;
 
 /// Weights, and a session of them for every worker to take.
 ///
@@ -52,14 +56,41 @@ pub(super) struct TakenScorers {
     taken: HashMap<Digest, (Weak<ScorerPool>, Scorer)>,
 }
 
+/// Raw scores, by the digest of the weights that they come from.
+pub(super) type Products = HashMap<Digest, Scores>;
+
 impl TakenScorers {
-    /// The session of `pool` for this worker.
-    pub(super) fn get(&mut self, pool: &Arc<ScorerPool>, worker: usize) -> Result<&mut Scorer, OnnxError> {
-        use std::collections::hash_map::Entry;
-        match self.taken.entry(pool.weights.digest()) {
-            Entry::Occupied(entry) => Ok(&mut entry.into_mut().1),
-            Entry::Vacant(entry) => Ok(&mut entry.insert((Arc::downgrade(pool), pool.take(worker)?)).1),
+    /// The raw scores of `features` under each of the weights of `pools`, once for all pools that share them.
+    ///
+    /// Heads are bound by memory: of a few rows the time is that of reading `C·D` weights, which two cores do nearly twice as
+    /// fast as one. So where `n_idle` other workers have nothing to do, as many threads help.
+    pub(super) fn products<'a>(
+        &mut self,
+        pools: impl Iterator<Item = &'a Arc<ScorerPool>>,
+        features: &Features,
+        worker: usize,
+        n_idle: usize,
+    ) -> Result<Products, OnnxError> {
+        let mut wanted = HashMap::new();
+        for pool in pools {
+            let digest = pool.weights.digest();
+            if wanted.insert(digest, pool).is_none() && !self.taken.contains_key(&digest) {
+                self.taken.insert(digest, (Arc::downgrade(pool), pool.take(worker)?));
+            }
         }
+        let mut scorers: Vec<(Digest, &mut Scorer)> = self
+            .taken
+            .iter_mut()
+            .filter(|(digest, _)| wanted.contains_key(*digest))
+            .map(|(digest, (_, scorer))| (*digest, scorer))
+            .collect();
+        let n_weights: usize = scorers.iter().map(|(_, scorer)| scorer.num_classes() * scorer.feature_dim()).sum();
+        let on_cpu = scorers.iter().all(|(_, scorer)| scorer.provider() == Provider::Cpu);
+        let n_helpers = n_idle.min(scorers.len().saturating_sub(1));
+        if n_helpers == 0 || n_weights < LEAST_WEIGHTS_TO_SHARE || !on_cpu {
+            return scorers.iter_mut().map(|(digest, scorer)| Ok((*digest, scorer.run(features)?))).collect();
+        }
+        run_with_helpers(scorers, features, n_helpers)
     }
 
     /// Drops all of them: they may be broken.
@@ -70,5 +101,75 @@ impl TakenScorers {
     /// Drops the sessions whose heads are gone.
     pub(super) fn forget_dead(&mut self) {
         self.taken.retain(|_, (pool, _)| pool.strong_count() > 0);
+    }
+}
+
+/// Runs all of the sessions, each on this thread or on one of so many others, whichever comes first.
+fn run_with_helpers(
+    scorers: Vec<(Digest, &mut Scorer)>,
+    features: &Features,
+    n_helpers: usize,
+) -> Result<Products, OnnxError> {
+    let left = Mutex::new(scorers.into_iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let (done, products) = mpsc::channel();
+    let work = |done: mpsc::Sender<_>| {
+        while let Some((digest, scorer)) = next() {
+            // The other end is there until all are done.
+            let _ = done.send(scorer.run(features).map(|scores| (digest, scores)));
+        }
+    };
+    let work = &work;
+    thread::scope(|scope| {
+        for _ in 0..n_helpers {
+            let done = done.clone();
+            // Where no thread can be had, the others do its part.
+            let _ = thread::Builder::new().name("heads".to_owned()).spawn_scoped(scope, move || work(done));
+        }
+        work(done);
+    });
+    products.into_iter().collect()
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use ndarray::Array2;
+
+    use super::*;
+    use crate::{heads::FeatureMap, onnx::DeviceChoice};
+
+    #[test]
+    fn heads_answer_alike_whoever_helps() {
+        // Four heads are enough to share, one is not.
+        let (n_classes, feature_dim) = (1024, LEAST_WEIGHTS_TO_SHARE / 4 / 1024);
+        let options = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() };
+        let pool = |seed: usize| {
+            let matrix = Array2::from_shape_fn((n_classes, feature_dim), |(class, feature)| {
+                ((class * 31 + feature * 17 + seed) % 101) as f32 / 50.0 - 1.0
+            });
+            let weights = Arc::new(Weights::new(matrix, FeatureMap::Identity, seed % 2 == 1));
+            Arc::new(ScorerPool::build(weights, &options, 1).unwrap())
+        };
+        let pools: Vec<_> = (0..5).map(pool).collect();
+        let rows = (0..3 * feature_dim).map(|i| (i % 29) as f32).collect();
+        let features = Features::from_host(rows, 3, feature_dim).unwrap();
+        let mut taken = TakenScorers::default();
+        let twice = || pools.iter().chain(&pools);
+        let alone = taken.products(twice(), &features, 0, 0).unwrap();
+        assert_eq!(alone.len(), pools.len());
+        for pool in &pools {
+            let scores = &alone[&pool.weights.digest()];
+            let own = Scorer::build(&ScorerSpec::of(&pool.weights), &options).unwrap().run(&features).unwrap();
+            assert_eq!(scores, &own);
+        }
+        for n_idle in [1, 3, 9] {
+            assert_eq!(taken.products(twice(), &features, 0, n_idle).unwrap(), alone, "with {n_idle} idle");
+        }
+        let short = Features::from_host(vec![1.0; 4], 1, 4).unwrap();
+        for n_idle in [0, 1] {
+            let error = taken.products(twice(), &short, 0, n_idle).unwrap_err();
+            assert!(matches!(error, OnnxError::FeatureShape { .. }), "{error}");
+        }
+        assert_eq!(taken.products(pools[..1].iter(), &features, 0, 1).unwrap().len(), 1);
     }
 }

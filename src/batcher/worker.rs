@@ -12,7 +12,7 @@ use super::{
     device::{self, NoSession, Told},
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
     queue::{Nothing, Receiver},
-    scorers::{ScorerPool, TakenScorers},
+    scorers::TakenScorers,
 };
 use crate::{
     heads::Scores,
@@ -300,13 +300,8 @@ impl Worker {
         group: &Group,
         features: &Features,
     ) -> Result<Vec<Result<Vec<Output>, BatchError>>, OnnxError> {
-        let mut products: Vec<(&Arc<ScorerPool>, onnx::Scores)> = Vec::new();
-        for head in group.jobs.iter().flat_map(|job| heads_of(&job.wanted)) {
-            if !products.iter().any(|(pool, _)| same_weights(pool, &head.scorers)) {
-                let scores = self.scorers.get(&head.scorers, self.index)?.run(features)?;
-                products.push((&head.scorers, scores));
-            }
-        }
+        let pools = group.jobs.iter().flat_map(|job| heads_of(&job.wanted)).map(|head| &head.scorers);
+        let products = self.scorers.products(pools, features, self.index, self.shared.jobs.n_idle())?;
         let wants_features = group.jobs.iter().any(|job| matches!(*job.wanted, Wanted::Features));
         let host_features = if wants_features { Some(features.to_host()?) } else { None };
 
@@ -324,9 +319,8 @@ impl Worker {
                 Wanted::Predictions(heads) => heads
                     .iter()
                     .map(|head| {
-                        let product = products.iter().find(|(pool, _)| same_weights(pool, &head.scorers));
-                        let scores =
-                            product.and_then(|(_, scores)| row_of(scores, row)).ok_or(BatchError::WorkerLost)?;
+                        let product = products.get(&head.scorers.weights().digest());
+                        let scores = product.and_then(|scores| row_of(scores, row)).ok_or(BatchError::WorkerLost)?;
                         let best = head.scoring.predict(scores, head.top_k, &mut self.logits);
                         best.ok_or(BatchError::NotFinite { row: offset })
                     })
@@ -402,10 +396,6 @@ fn heads_of(wanted: &Wanted) -> &[HeadRequest] {
         Wanted::Features => &[],
         Wanted::Predictions(heads) => heads,
     }
-}
-
-fn same_weights(a: &ScorerPool, b: &ScorerPool) -> bool {
-    a.weights().digest() == b.weights().digest()
 }
 
 fn row_of(scores: &onnx::Scores, row: usize) -> Option<Scores<'_>> {
