@@ -263,7 +263,7 @@ impl Server {
             let _ = self.poller.set(Poller::start(models.clone(), self.config.state_poll)?);
         }
         self.app.registry.fill(models);
-        memory::give_back();
+        memory::settle_after_loading();
         self.app.enter(Phase::Ready);
         Ok(())
     }
