@@ -79,6 +79,7 @@ fn horizontal_avx2(source: View<'_>, windows: &Windows, out: &mut Rows) {
         // In the last round rows may repeat; they are then written twice, with the same bytes.
         let ys: [usize; N_ROWS] = std::array::from_fn(|i| (top + i).min(last));
         let rows: [&[u8]; N_ROWS] = ys.map(|y| &source.pixels[y * source.stride..]);
+        let places = ys.map(|y| y * out.stride);
         let shortest = rows[N_ROWS - 1].len();
         for x in 0..windows.len() {
             let offset = windows.get(x).0 * 3;
@@ -86,9 +87,9 @@ fn horizontal_avx2(source: View<'_>, windows: &Windows, out: &mut Rows) {
             if offset + (groups.len() - 1) * 12 + 16 <= shortest {
                 // SAFETY: every load of a group stays inside the shortest row's buffer, as just checked.
                 let values = unsafe { four_rows(&rows, offset, groups) };
-                for (value, &y) in values.into_iter().zip(&ys) {
+                for (value, place) in values.into_iter().zip(places) {
                     // Four bytes for three: the fourth is the next pixel's, written next, or padding.
-                    out.row_mut(y)[x * 3..x * 3 + 4].copy_from_slice(&value.to_le_bytes());
+                    out.bytes[place + x * 3..][..4].copy_from_slice(&value.to_le_bytes());
                 }
             } else {
                 for &y in &ys {
@@ -111,7 +112,8 @@ unsafe fn four_rows(rows: &[&[u8]; N_ROWS], offset: usize, groups: &[Taps]) -> [
         0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1, //
         6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
     );
-    let mut low = [_mm256_setzero_si256(); N_ROWS];
+    // Once in each sum of two halves.
+    let mut low = [_mm256_setr_epi32(ROUND, ROUND, ROUND, 0, 0, 0, 0, 0); N_ROWS];
     let mut high = [_mm256_setzero_si256(); N_ROWS];
     for (group, taps) in groups.iter().enumerate() {
         // SAFETY: `Taps` is 64 bytes, aligned to 32.
@@ -125,14 +127,20 @@ unsafe fn four_rows(rows: &[&[u8]; N_ROWS], offset: usize, groups: &[Taps]) -> [
             high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(values, high_weights));
         }
     }
-    std::array::from_fn(|i| {
-        let sum = _mm256_add_epi32(low[i], _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high[i]));
-        let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-        let sum = _mm_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm_add_epi32(sum, _mm_set1_epi32(ROUND)));
-        // Both packs saturate, which clamps to 0..255.
-        let words = _mm_packs_epi32(sum, sum);
-        _mm_cvtsi128_si32(_mm_packus_epi16(words, words)) as u32
-    })
+    let sums: [__m256i; N_ROWS] =
+        std::array::from_fn(|i| _mm256_add_epi32(low[i], _mm256_slli_epi32::<{ LOW_BITS as i32 }>(high[i])));
+    // The halves of two rows, added: one row below, the next above.
+    let of_two = |first: __m256i, second: __m256i| {
+        let below = _mm256_permute2x128_si256::<0x20>(first, second);
+        let above = _mm256_permute2x128_si256::<0x31>(first, second);
+        _mm256_srai_epi32::<{ PRECISION_BITS as i32 }>(_mm256_add_epi32(below, above))
+    };
+    // Both packs saturate, which clamps to 0..255.
+    let words = _mm256_packs_epi32(of_two(sums[0], sums[1]), of_two(sums[2], sums[3]));
+    let bytes = _mm256_packus_epi16(words, words);
+    let of_half = |half: __m128i| (_mm_cvtsi128_si32(half) as u32, _mm_extract_epi32::<1>(half) as u32);
+    let (even, odd) = (of_half(_mm256_castsi256_si128(bytes)), of_half(_mm256_extracti128_si256::<1>(bytes)));
+    [even.0, odd.0, even.1, odd.1]
 }
 
 #[target_feature(enable = "avx2")]
