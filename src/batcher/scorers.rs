@@ -1,7 +1,7 @@
 //! The sessions that compute a matrix product, one for each worker.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, Weak, mpsc},
     thread,
 };
@@ -11,8 +11,8 @@ use crate::{
     onnx::{Features, OnnxError, Provider, Scorer, ScorerSpec, Scores, SessionOptions},
 };
 
-/// With fewer weights, 8 MB of them, a request's heads are done before another thread has begun to help.
-const LEAST_WEIGHTS_TO_SHARE: usize = 2 << 20;
+/// So many weights, 4 MB of them, have been read before another thread has begun to help.
+const WEIGHTS_PER_THREAD: usize = 1 << 20;
 
 /// Weights, and a session of them for every worker to take.
 ///
@@ -71,26 +71,26 @@ impl TakenScorers {
         worker: usize,
         n_idle: usize,
     ) -> Result<Products, OnnxError> {
-        let mut wanted = HashMap::new();
+        let mut wanted = HashSet::new();
         for pool in pools {
             let digest = pool.weights.digest();
-            if wanted.insert(digest, pool).is_none() && !self.taken.contains_key(&digest) {
+            if wanted.insert(digest) && !self.taken.contains_key(&digest) {
                 self.taken.insert(digest, (Arc::downgrade(pool), pool.take(worker)?));
             }
         }
         let mut scorers: Vec<(Digest, &mut Scorer)> = self
             .taken
             .iter_mut()
-            .filter(|(digest, _)| wanted.contains_key(*digest))
+            .filter(|(digest, _)| wanted.contains(*digest))
             .map(|(digest, (_, scorer))| (*digest, scorer))
             .collect();
         let n_weights: usize = scorers.iter().map(|(_, scorer)| scorer.num_classes() * scorer.feature_dim()).sum();
         let on_cpu = scorers.iter().all(|(_, scorer)| scorer.provider() == Provider::Cpu);
-        let n_helpers = n_idle.min(scorers.len().saturating_sub(1));
-        if n_helpers == 0 || n_weights < LEAST_WEIGHTS_TO_SHARE || !on_cpu {
+        let n_threads = (n_weights / WEIGHTS_PER_THREAD).min(scorers.len()).min(1 + n_idle);
+        if n_threads < 2 || !on_cpu {
             return scorers.iter_mut().map(|(digest, scorer)| Ok((*digest, scorer.run(features)?))).collect();
         }
-        run_with_helpers(scorers, features, n_helpers)
+        run_with_helpers(scorers, features, n_threads - 1)
     }
 
     /// Drops all of them: they may be broken.
@@ -140,8 +140,8 @@ mod tests {
 
     #[test]
     fn heads_answer_alike_whoever_helps() {
-        // Four heads are enough to share, one is not.
-        let (n_classes, feature_dim) = (1024, LEAST_WEIGHTS_TO_SHARE / 4 / 1024);
+        // Each head is worth a thread.
+        let (n_classes, feature_dim) = (1024, WEIGHTS_PER_THREAD / 1024);
         let options = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() };
         let pool = |seed: usize| {
             let matrix = Array2::from_shape_fn((n_classes, feature_dim), |(class, feature)| {
