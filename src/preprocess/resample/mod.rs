@@ -7,7 +7,7 @@
 //! # Why not a resampling crate?
 //!
 //! Because a model sees in production what it saw in training, or its accuracy drops. `fast_image_resize` rounds its
-//! coefficients to 16 bits and is off by one in some pixels; the passes here are off by none. They take 0.9 to 1.8 times its
+//! coefficients to 16 bits and is off by one in some pixels; the passes here are off by none. They take 0.9 to 1.5 times its
 //! time, by processor and filter, which beside decoding is a few percent (docs/BENCHMARKS.md).
 //!
 //! # Reference
@@ -17,11 +17,11 @@ mod filter;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-use avx2 as passes;
+mod x86;
 #[cfg(not(target_arch = "x86_64"))]
 use scalar as passes;
+#[cfg(target_arch = "x86_64")]
+use x86 as passes;
 
 use std::fmt;
 

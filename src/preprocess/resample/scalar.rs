@@ -1,4 +1,4 @@
-//! The passes in plain Rust: what runs without AVX2, and what the AVX2 passes are tested against.
+//! The passes in plain Rust: what runs where there are no vector instructions for them, and what those are tested against.
 
 use super::filter::{PRECISION_BITS, Windows};
 use super::{Rows, View};

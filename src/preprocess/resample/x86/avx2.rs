@@ -1,43 +1,17 @@
-//! The passes with AVX2, where the processor has it; the same sums, so the same bytes.
+//! With AVX2, whose integer multiplication that it is good at (`vpmaddwd`) takes 16-bit factors.
 //!
-//! The integer multiplication that AVX2 is good at (`vpmaddwd`) takes 16-bit factors. So each weight is split into
-//! `high * 2^15 + low`, both of which fit, and the two sums are put together at the end. All of it is arithmetic
-//! modulo 2^32, and the whole sum fits, so nothing is lost however many taps there are.
-
-#![allow(unsafe_code)] // Intrinsics that load and store through pointers. Nothing else here needs it.
+//! So each weight is split into `high * 2^15 + low`, both of which fit, and the two sums are put together at the end. All of it
+//! is arithmetic modulo 2^32, and the whole sum fits, so nothing is lost however many taps there are.
 
 use std::arch::x86_64::*;
 
-use super::filter::{PRECISION_BITS, Windows};
-use super::{Rows, View, scalar};
+use super::super::filter::{PRECISION_BITS, Windows};
+use super::super::{Rows, View, scalar};
+use super::{N_ROWS, ROUND, by_four_rows};
 
 /// Bits of the low part of a weight. Positive, so one less than the 16 of a signed factor.
 const LOW_BITS: u32 = 15;
 const LOW_MASK: i32 = (1 << LOW_BITS) - 1;
-const ROUND: i32 = 1 << (PRECISION_BITS - 1);
-
-/// Rows that share one load of the weights.
-const N_ROWS: usize = 4;
-
-/// Resamples every row of `source` along x into the rows of `out`.
-pub(super) fn horizontal(source: View<'_>, windows: &Windows, out: &mut Rows) {
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        unsafe { horizontal_avx2(source, windows, out) }
-    } else {
-        scalar::horizontal(source, windows, out);
-    }
-}
-
-/// Row `y` of `source` resampled along y.
-pub(super) fn vertical(source: View<'_>, windows: &Windows, y: usize, out: &mut [u8]) {
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        unsafe { vertical_avx2(source, windows, y, out) }
-    } else {
-        scalar::vertical(source, windows, y, out);
-    }
-}
 
 /// Weights of four taps, in the lanes where the pixels of the four taps come to lie.
 #[derive(Clone, Copy)]
@@ -63,41 +37,11 @@ fn push_groups(weights: &[i32], groups: &mut Vec<Taps>) {
 }
 
 #[target_feature(enable = "avx2")]
-fn horizontal_avx2(source: View<'_>, windows: &Windows, out: &mut Rows) {
-    // The whole of the buffer behind the first pixel of each row, not only the row: loads may run past its end.
-    let last = source.height() - 1;
-    let n_groups = (0..windows.len()).map(|x| windows.get(x).1.len().div_ceil(4)).sum();
-    let mut groups = Vec::with_capacity(n_groups);
-    let mut ends = Vec::with_capacity(windows.len() + 1);
-    ends.push(0);
-    for x in 0..windows.len() {
-        push_groups(windows.get(x).1, &mut groups);
-        ends.push(groups.len());
-    }
-
-    for top in (0..=last).step_by(N_ROWS) {
-        // In the last round rows may repeat; they are then written twice, with the same bytes.
-        let ys: [usize; N_ROWS] = std::array::from_fn(|i| (top + i).min(last));
-        let rows: [&[u8]; N_ROWS] = ys.map(|y| &source.pixels[y * source.stride..]);
-        let places = ys.map(|y| y * out.stride);
-        let shortest = rows[N_ROWS - 1].len();
-        for x in 0..windows.len() {
-            let offset = windows.get(x).0 * 3;
-            let groups = &groups[ends[x]..ends[x + 1]];
-            if offset + (groups.len() - 1) * 12 + 16 <= shortest {
-                // SAFETY: every load of a group stays inside the shortest row's buffer, as just checked.
-                let values = unsafe { four_rows(&rows, offset, groups) };
-                for (value, place) in values.into_iter().zip(places) {
-                    // Four bytes for three: the fourth is the next pixel's, written next, or padding.
-                    out.bytes[place + x * 3..][..4].copy_from_slice(&value.to_le_bytes());
-                }
-            } else {
-                for &y in &ys {
-                    scalar::horizontal_row(source.row(y), windows, x..x + 1, out.row_mut(y));
-                }
-            }
-        }
-    }
+pub(super) fn horizontal(source: View<'_>, windows: &Windows, out: &mut Rows) {
+    by_four_rows(source, windows, out, push_groups, |rows, offset, groups| {
+        // SAFETY: as much of each row may be read.
+        unsafe { four_rows(rows, offset, groups) }
+    });
 }
 
 /// One output pixel of each of four rows, as `0x00BBGGRR`.
@@ -144,7 +88,7 @@ unsafe fn four_rows(rows: &[&[u8]; N_ROWS], offset: usize, groups: &[Taps]) -> [
 }
 
 #[target_feature(enable = "avx2")]
-fn vertical_avx2(source: View<'_>, windows: &Windows, y: usize, out: &mut [u8]) {
+pub(super) fn vertical(source: View<'_>, windows: &Windows, y: usize, out: &mut [u8]) {
     const BLOCK: usize = 32;
     let (start, weights) = windows.get(y);
     let first = &source.pixels[start * source.stride..];
