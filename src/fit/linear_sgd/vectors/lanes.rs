@@ -20,6 +20,11 @@ pub(super) unsafe trait Lanes: Copy {
     const ROWS: usize;
     /// Features that one pass of the forward product takes: their weights of one tile's columns stay in the first cache.
     const DEPTH: usize;
+    /// About as much of the features as may stay in the second cache while all columns go past it.
+    const FEATURES_AT_ONCE_BYTES: usize;
+    /// Whether the loops ask for what they need soon. With shorter vectors there are more instructions to begin for as much work,
+    /// and half as many can be begun in a cycle while a core works for another machine too: there each one more is lost time.
+    const ASKS_AHEAD: bool;
     /// `[value; N]`.
     unsafe fn splat(value: f32) -> Self;
     /// The `N` values from there on.
@@ -35,6 +40,8 @@ unsafe impl Lanes for __m512 {
     const N: usize = 16;
     const ROWS: usize = 12;
     const DEPTH: usize = 192;
+    const FEATURES_AT_ONCE_BYTES: usize = 384 << 10;
+    const ASKS_AHEAD: bool = true;
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         // SAFETY: the caller's.
@@ -61,7 +68,9 @@ unsafe impl Lanes for __m512 {
 unsafe impl Lanes for __m256 {
     const N: usize = 8;
     const ROWS: usize = 6;
-    const DEPTH: usize = 288;
+    const DEPTH: usize = 192;
+    const FEATURES_AT_ONCE_BYTES: usize = 256 << 10;
+    const ASKS_AHEAD: bool = false;
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         // SAFETY: the caller's.
@@ -93,6 +102,9 @@ const TURNS_AHEAD: usize = 16;
 /// That of [`Lanes`]. Nothing is read, so the place may be beyond all memory.
 #[inline(always)]
 unsafe fn prefetch<L: Lanes>(columns: *const f32) {
+    if !L::ASKS_AHEAD {
+        return;
+    }
     let ahead = columns.wrapping_add(TURNS_AHEAD * 2 * L::N);
     // SAFETY: the caller's.
     unsafe {
@@ -151,7 +163,8 @@ pub(super) unsafe fn forward_tile<L: Lanes, const ROWS: usize>(
 
 /// The gradient `xᵀ r` of one tile of weights, and the step along it, before the gradient leaves the registers.
 ///
-/// `x [n, ROWS]` is a panel, `r [n, 2N]` the residuals of the tile's columns, `w` and `v` `[ROWS, 2N]` weights and velocities.
+/// `x [n, ROWS]` is a panel, `r [n, 2N]` the residuals of the tile's columns, `w` and `v` `[ROWS, 2N]` weights and velocities;
+/// `n` is a multiple of `ROWS`.
 ///
 /// # Safety
 /// That of [`Lanes`].
@@ -165,7 +178,7 @@ pub(super) unsafe fn update_tile<L: Lanes, const ROWS: usize>(
     update: Update,
 ) {
     let columns = 2 * L::N;
-    assert!(x.len() >= n * ROWS && r.len() >= n * columns);
+    assert!(n.is_multiple_of(ROWS) && x.len() >= n * ROWS && r.len() >= n * columns);
     assert!(w.len() >= ROWS * columns && v.len() >= ROWS * columns);
     let (mut x, mut r, w, v) = (x.as_ptr(), r.as_ptr(), w.as_mut_ptr(), v.as_mut_ptr());
     // SAFETY: all that is read and written lies within the slices, by the assertions, and each pointer ends at most one past
@@ -177,15 +190,18 @@ pub(super) unsafe fn update_tile<L: Lanes, const ROWS: usize>(
             _mm_prefetch::<_MM_HINT_T0>(v.add(offset).cast());
         }
         let mut sums = [[L::splat(0.0); 2]; ROWS];
-        for _ in 0..n {
-            prefetch::<L>(r);
-            let (r0, r1) = (L::load(r), L::load(r.add(L::N)));
-            for (row, [first, second]) in sums.iter_mut().enumerate() {
-                let value = L::splat(*x.add(row));
-                *first = first.add_product(value, r0);
-                *second = second.add_product(value, r1);
+        for _ in 0..n / ROWS {
+            // Unrolled, so that the counting takes no share of what the core can begin in a cycle.
+            for _ in 0..ROWS {
+                prefetch::<L>(r);
+                let (r0, r1) = (L::load(r), L::load(r.add(L::N)));
+                for (row, [first, second]) in sums.iter_mut().enumerate() {
+                    let value = L::splat(*x.add(row));
+                    *first = first.add_product(value, r0);
+                    *second = second.add_product(value, r1);
+                }
+                (x, r) = (x.add(ROWS), r.add(columns));
             }
-            (x, r) = (x.add(ROWS), r.add(columns));
         }
         let (against, momentum, decay) = (L::splat(-update.rate), L::splat(update.momentum), L::splat(update.decay));
         for (row, halves) in sums.into_iter().enumerate() {

@@ -8,14 +8,16 @@
 
 mod lanes;
 
-use std::arch::x86_64::{__m256, __m512};
+use std::{
+    arch::x86_64::{__m256, __m512},
+    ops::{Deref, DerefMut},
+};
 
 use super::{Found, OfRow, Update, each};
 use crate::{fit::engine::Batch, heads::exp_of_negative};
 use lanes::{Lanes, forward_tile, update_tile};
 
-/// About as much of the features as may stay in the second cache while all columns go past it.
-const FEATURES_AT_ONCE_BYTES: usize = 384 << 10;
+const LINE_BYTES: usize = 64;
 
 /// No kernel's tile has more columns.
 const MOST_COLUMNS: usize = 32;
@@ -47,11 +49,42 @@ impl Instructions {
     }
 }
 
+/// Values that begin where a line of the caches does, so that no vector lies in two lines.
+#[derive(Debug)]
+struct Aligned {
+    values: Vec<f32>,
+    /// Where they begin.
+    start: usize,
+}
+
+impl Aligned {
+    fn zeros(n: usize) -> Self {
+        let mut values = vec![0.0; n + LINE_BYTES / size_of::<f32>()];
+        let start = values.as_ptr().align_offset(LINE_BYTES).min(values.len() - n);
+        values.truncate(start + n);
+        Self { values, start }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values[self.start..]
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.start..]
+    }
+}
+
 /// The features of a batch, `[panel, row, feature of the panel]`: what both products read, one after another.
 #[derive(Debug)]
 pub(super) struct Features {
     instructions: Instructions,
-    values: Vec<f32>,
+    values: Aligned,
     /// Rows, a multiple of those of a tile; what goes beyond the batch is 0.
     n_rows: usize,
     /// Panels, of as many features as a tile has rows; what goes beyond the features is 0.
@@ -100,13 +133,13 @@ pub(super) struct Panel {
     first: usize,
     n_classes: usize,
     /// `[feature, column]`.
-    weight: Vec<f32>,
-    velocity: Vec<f32>,
+    weight: Aligned,
+    velocity: Aligned,
     /// `[column]`.
     bias: Vec<f32>,
     bias_velocity: Vec<f32>,
     /// `[row, column]`: scores, then `exp(z − max of the panel)`, then residuals `ω (p − [right])`.
-    scores: Vec<f32>,
+    scores: Aligned,
     found: Found,
 }
 
@@ -124,7 +157,7 @@ impl super::Panel for Panel {
     fn features(instructions: Instructions, batch_size: usize, feature_dim: usize) -> Features {
         let (rows, _) = instructions.tile();
         let (n_rows, n_panels) = (batch_size.next_multiple_of(rows), feature_dim.div_ceil(rows));
-        Features { instructions, values: vec![0.0; n_rows * n_panels * rows], n_rows, n_panels }
+        Features { instructions, values: Aligned::zeros(n_rows * n_panels * rows), n_rows, n_panels }
     }
 
     fn new(instructions: Instructions, first: usize, weight: &[f32], bias: &[f32], features: &Features) -> Self {
@@ -133,11 +166,11 @@ impl super::Panel for Panel {
         let mut panel = Self {
             first,
             n_classes,
-            weight: vec![0.0; columns * dim],
-            velocity: vec![0.0; columns * dim],
+            weight: Aligned::zeros(columns * dim),
+            velocity: Aligned::zeros(columns * dim),
             bias: vec![0.0; columns],
             bias_velocity: vec![0.0; columns],
-            scores: vec![0.0; columns * features.n_rows],
+            scores: Aligned::zeros(columns * features.n_rows),
             found: Found::new(features.n_rows),
         };
         panel.bias[..n_classes].copy_from_slice(bias);
@@ -209,7 +242,7 @@ unsafe fn score<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gathe
         scores.chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
     }
     let blocks_at_once = (L::DEPTH / ROWS).max(1);
-    let rows_at_once = (FEATURES_AT_ONCE_BYTES / (L::DEPTH * 4)).next_multiple_of(ROWS);
+    let rows_at_once = (L::FEATURES_AT_ONCE_BYTES / (L::DEPTH * 4)).next_multiple_of(ROWS);
     for first_row in (0..features.n_rows).step_by(rows_at_once) {
         let end_row = (first_row + rows_at_once).min(features.n_rows);
         for first in (0..features.n_panels).step_by(blocks_at_once) {
@@ -239,7 +272,7 @@ unsafe fn descend<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gat
         panel.residuals(columns, of_rows);
         panel.update_bias(columns, update);
     }
-    let at_once = (FEATURES_AT_ONCE_BYTES / (stride * 4)).max(1);
+    let at_once = (L::FEATURES_AT_ONCE_BYTES / (stride * 4)).max(1);
     for first in (0..features.n_panels).step_by(at_once) {
         let end = (first + at_once).min(features.n_panels);
         for Panel { weight, velocity, scores, .. } in &mut *panels {
