@@ -1,15 +1,18 @@
-//! What fits cost at the size of ImageNet-LT, beside what the machine can do and beside numpy and torch on the same files.
+//! What fits cost at the size of ImageNet-LT, or of iNaturalist 2018, beside what the machine can do and beside numpy and torch on
+//! the same files.
 //!
 //! ```text
 //! make bench-fit                  all of it; makes an environment with numpy and torch for the other side
 //! cargo bench --bench fit         this side alone
 //! cargo bench --bench fit -- cRT  only what has that in its name
+//! EQUIPOISE_BENCH_SIZE=inaturalist-2018 ...  8142 classes and 437,513 rows: hours on two cores
 //! EQUIPOISE_BENCH_ROWS=20000 ...  a smaller set
 //! ```
 //!
-//! The features are made here from a seed: rectified noise around class means, with the class counts of a long tail of
-//! imbalance 256. They are written to `.work/bench-fit/` once, about 1 GB, and read from there by both sides, which take turns,
-//! for the speed of a machine drifts: of short work each time the best time counts, and long fits alternate by epochs.
+//! The features are made here from a seed: rectified noise around class means, with class counts that fall off exponentially from the
+//! largest to the smallest of the data set that the size is of. They are written to `.work/bench-fit/` once, about 1 GB of the smaller
+//! size, and read from there by both sides, which take turns, for the speed of a machine drifts: of short work each time the best
+//! time counts, and long fits alternate by epochs.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -33,33 +36,56 @@ use ndarray::{Array1, Array2};
 use serde_json::{Value, json};
 
 const DIM: usize = 2048;
-const N_CLASSES: usize = 1000;
-const IMBALANCE: f64 = 256.0;
+
+/// Of a data set, and of its features.
+struct Size {
+    name: &'static str,
+    n_rows: usize,
+    n_val_rows: usize,
+    n_classes: usize,
+    /// Rows of the largest class for each of the smallest.
+    imbalance: f64,
+}
+
+const SIZES: [Size; 2] = [
+    Size { name: "imagenet-lt", n_rows: 115_846, n_val_rows: 20_000, n_classes: 1000, imbalance: 256.0 },
+    Size { name: "inaturalist-2018", n_rows: 437_513, n_val_rows: 24_426, n_classes: 8142, imbalance: 500.0 },
+];
+
+impl Size {
+    /// The one that the environment asks for.
+    fn asked() -> &'static Self {
+        let Ok(name) = std::env::var("EQUIPOISE_BENCH_SIZE") else { return &SIZES[0] };
+        let names = SIZES.each_ref().map(|size| size.name).join(" or ");
+        SIZES.iter().find(|size| size.name == name).unwrap_or_else(|| panic!("EQUIPOISE_BENCH_SIZE is {names}"))
+    }
+}
 
 fn main() {
     onnx::init(None).unwrap();
-    let n_rows: usize = std::env::var("EQUIPOISE_BENCH_ROWS").map_or(115_846, |rows| rows.parse().unwrap());
+    let &Size { name, n_rows, n_val_rows, n_classes, imbalance } = Size::asked();
+    let n_rows: usize = std::env::var("EQUIPOISE_BENCH_ROWS").map_or(n_rows, |rows| rows.parse().unwrap());
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".work/bench-fit");
     std::fs::create_dir_all(&folder).unwrap();
-    let train_file = folder.join(format!("train-{n_rows}.safetensors"));
-    let val_file = folder.join("val-20000.safetensors");
-    make(&train_file, n_rows, IMBALANCE, 1);
-    make(&val_file, 20_000, 1.0, 2);
-    let open = |file: &Path| FeatureSet::read(file, Some(N_CLASSES), 1 << 36).unwrap();
+    let train_file = folder.join(format!("{name}-train-{n_rows}.safetensors"));
+    let val_file = folder.join(format!("{name}-val-{n_val_rows}.safetensors"));
+    make(&train_file, n_rows, n_classes, imbalance, 1);
+    make(&val_file, n_val_rows, n_classes, 1.0, 2);
+    let open = |file: &Path| FeatureSet::read(file, Some(n_classes), 1 << 36).unwrap();
     let (train, val) = (open(&train_file), open(&val_file));
     let gigabytes = (train.num_rows() * DIM * 4) as f64 / 1e9;
-    println!("{} x {DIM} features ({gigabytes:.2} GB), {N_CLASSES} classes, {} cores", train.num_rows(), cores());
+    println!("{} x {DIM} features ({gigabytes:.2} GB), {n_classes} classes, {} cores", train.num_rows(), cores());
 
     let options = SessionOptions { device: DeviceChoice::Cpu, threads: cores(), ..SessionOptions::default() };
     let mut engine = FitEngine::new(&options).unwrap();
     let mut random = Random::new(0, 9);
-    let weight = Array2::from_shape_fn((N_CLASSES, DIM), |_| (random.unit() - 0.5) as f32 / 20.0);
+    let weight = Array2::from_shape_fn((n_classes, DIM), |_| (random.unit() - 0.5) as f32 / 20.0);
     let weights = Weights::new(weight.clone(), equipoise::heads::FeatureMap::Identity, false);
-    let bias = Some(Array1::zeros(N_CLASSES));
+    let bias = Some(Array1::zeros(n_classes));
     let base = Head::new(HeadKind::Joint, Parameters::Linear { weight, bias, scale: None }, None);
 
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-')).unwrap_or_default();
-    let mut table = Table { only, others: Others::start(&train_file, &val_file), rows: Vec::new() };
+    let mut table = Table { only, others: Others::start(&train_file, &val_file, n_classes), rows: Vec::new() };
     let sum = table.row("plain sum of the array", &[], 3, || _ = std::hint::black_box(plain_sum(&train)));
     let product = table.row("one matrix product, training set", &[], 2, || products(&mut engine, &train, &weights));
     let product_of_val =
@@ -73,7 +99,7 @@ fn main() {
             validation,
             base: Some(&base),
             shots: None,
-            cache_bytes: 768 << 20,
+            cache_bytes: 4 << 30,
         };
         fit(&task, &mut engine, watch).unwrap();
     };
@@ -88,7 +114,8 @@ fn main() {
     table.row("tau-norm, 101 values, validation set, with the report", &[("products", product_of_val)], 3, || {
         run(HeadKind::TauNorm, &params, Validation::Set(&val), &mut Watch::new(&mut |_| ControlFlow::Continue(())));
     });
-    let pass = table.row("five passes over the logits", &[], 2, || _ = std::hint::black_box(passes(train.num_rows())));
+    let pass = table
+        .row("five passes over the logits", &[], 2, || _ = std::hint::black_box(passes(train.num_rows(), n_classes)));
     let params = json!({"epochs": 5});
     table.row("LWS, 5 epochs", &[("products", product), ("a product and five passes", product + pass)], 2, || {
         run(HeadKind::Lws, &params, Validation::None, &mut Watch::new(&mut |_| ControlFlow::Continue(())));
@@ -191,13 +218,14 @@ struct Others {
 }
 
 impl Others {
-    fn start(train_file: &Path, val_file: &Path) -> Self {
+    fn start(train_file: &Path, val_file: &Path, n_classes: usize) -> Self {
         let Some(python) = std::env::var_os("EQUIPOISE_BENCH_PYTHON") else {
             return Self { process: None, names: Vec::new() };
         };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/fit_baseline.py");
         let mut command = Command::new(python);
-        command.arg(script).arg(train_file).arg(val_file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(script).arg(train_file).arg(val_file).arg(n_classes.to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let names = answer(&mut stdout);
@@ -264,18 +292,18 @@ fn products(engine: &mut FitEngine, set: &FeatureSet, weights: &Weights) {
 }
 
 /// Five times a softmax over as many logits as the set has: what LWS does with its scores, at the least.
-fn passes(n_rows: usize) -> f32 {
-    let mut logits = vec![0.5f32; 2048 * N_CLASSES];
+fn passes(n_rows: usize, n_classes: usize) -> f32 {
+    let mut logits = vec![0.5f32; 2048 * n_classes];
     let mut total = 0.0;
     for _ in 0..5 * n_rows.div_ceil(2048) {
-        let rows: Vec<&mut [f32]> = logits.chunks_mut(N_CLASSES * 2048_usize.div_ceil(cores())).collect();
+        let rows: Vec<&mut [f32]> = logits.chunks_mut(n_classes * 2048_usize.div_ceil(cores())).collect();
         total += std::thread::scope(|scope| {
             let parts: Vec<_> = rows
                 .into_iter()
                 .map(|rows| {
                     scope.spawn(move || {
                         let mut total = 0.0;
-                        for row in rows.chunks_mut(N_CLASSES) {
+                        for row in rows.chunks_mut(n_classes) {
                             let max = row.iter().copied().fold(f32::MIN, f32::max);
                             let sum: f32 = row.iter().map(|x| (x - max).exp()).sum();
                             row.iter_mut().for_each(|x| *x = 0.9 * *x + 0.1 / sum);
@@ -292,22 +320,23 @@ fn passes(n_rows: usize) -> f32 {
 }
 
 /// Writes a set whose class counts fall off exponentially, unless it is there.
-fn make(file: &Path, n_rows: usize, imbalance: f64, seed: u64) {
+fn make(file: &Path, n_rows: usize, n_classes: usize, imbalance: f64, seed: u64) {
     if file.exists() {
         return;
     }
-    let share = |class: usize| imbalance.powf(-(class as f64) / (N_CLASSES - 1) as f64);
-    let total: f64 = (0..N_CLASSES).map(share).sum();
-    // The largest class last: it takes the rest, or gives way.
-    let mut labels: Vec<i64> = (0..N_CLASSES)
+    let share = |class: usize| imbalance.powf(-(class as f64) / (n_classes - 1) as f64);
+    let total: f64 = (0..n_classes).map(share).sum();
+    // No class is without a row, and the largest comes last: it takes what rounding leaves.
+    let of_shares = (n_rows - n_classes) as f64;
+    let mut labels: Vec<i64> = (0..n_classes)
         .rev()
-        .flat_map(|class| vec![class as i64; (share(class) / total * n_rows as f64).round().max(1.0) as usize])
+        .flat_map(|class| vec![class as i64; 1 + (share(class) / total * of_shares) as usize])
         .collect();
     labels.resize(n_rows, 0);
     let mut random = Random::new(seed, 0);
     random.shuffle(&mut labels);
     let mut of_means = Random::new(0, 1);
-    let means: Vec<f32> = (0..N_CLASSES * DIM).map(|_| of_means.unit() as f32).collect();
+    let means: Vec<f32> = (0..n_classes * DIM).map(|_| of_means.unit() as f32).collect();
     let mut features = Vec::with_capacity(n_rows * DIM);
     for &label in &labels {
         let mean = &means[label as usize * DIM..(label as usize + 1) * DIM];

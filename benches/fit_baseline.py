@@ -1,6 +1,6 @@
 """The other side of `benches/fit.rs`: the same work with numpy and torch on the CPU, on the same files.
 
-    python benches/fit_baseline.py train.safetensors val.safetensors
+    python benches/fit_baseline.py train.safetensors val.safetensors CLASSES
 
 Prints a JSON list of all that it can do, "what: by whom", and then for each line of its input, which is one of them, the
 seconds that it took; of cRT, an epoch each time. Each is written as one would with that tool's own means for speed:
@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-N_CLASSES = 1000
+N_CLASSES = int(sys.argv[3])
 
 
 def class_balanced_batches(labels, batch_size, n_steps, seed):

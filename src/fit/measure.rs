@@ -1,5 +1,7 @@
 //! How good heads are on labelled rows: one matrix product for any number of settings.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::{
     FitError, Progress, Samples, Watch,
     engine::{Engine, RawScores, pieces},
@@ -162,30 +164,29 @@ impl<'a, 't> Scored<'a, 't> {
 
 /// `work` on every item, on all cores; the results are in the order of the items.
 pub(super) fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
+    let mut results: Vec<Option<O>> = items.iter().map(|_| None).collect();
+    each_in_parallel(items.iter().zip(&mut results), |(item, result)| *result = Some(work(item)));
+    results.into_iter().flatten().collect()
+}
+
+/// `work` on every item, on all cores.
+pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> + Send, work: impl Fn(I) + Sync) {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     if n_threads <= 1 {
-        return items.iter().map(work).collect();
+        return items.for_each(work);
     }
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let items = Mutex::new(items);
     let run = || {
-        let mut done = Vec::new();
         loop {
-            let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return done };
-            done.push((index, work(item)));
+            let next = items.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(item) = next else { return };
+            work(item);
         }
     };
-    let mut results: Vec<(usize, O)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (1..n_threads).map(|_| scope.spawn(run)).collect();
-        let mut results = run();
-        for thread in threads {
-            match thread.join() {
-                Ok(done) => results.extend(done),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+    std::thread::scope(|scope| {
+        for _ in 1..n_threads {
+            scope.spawn(run);
         }
-        results
+        run();
     });
-    results.sort_by_key(|(index, _)| *index);
-    results.into_iter().map(|(_, result)| result).collect()
 }

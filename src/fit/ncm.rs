@@ -1,9 +1,9 @@
 //! The nearest class mean.
 
 use multiversion::multiversion;
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 
-use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::in_parallel, samples::rows_by_class};
+use super::{FitError, NcmOptions, Progress, Samples, Watch, measure::each_in_parallel, samples::rows_by_class};
 use crate::heads::{NORM_EPSILON, Parameters, Transform};
 
 /// Rows whose sum is one piece of work; fixed, so that the sums do not depend on the number of threads.
@@ -17,22 +17,25 @@ const PIECES_AT_ONCE: usize = 512;
 /// # Reference
 /// Kang et al., ICLR 2020, section 4.2; the reference code's `feat_type` and its instance mean.
 pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch<'_>) -> Result<Parameters, FitError> {
-    let counts = samples.class_counts();
+    let (counts, dim) = (samples.class_counts(), samples.feature_dim());
     let n_passes = if options.transform == Transform::Cl2n { 2.0 } else { 1.0 };
     let mut passes_done = 0.0;
-    let mut sums = |map: &Map<'_>| -> Result<Array2<f64>, FitError> {
+    let mut of_classes = |map: &Map<'_>, take: &mut dyn FnMut(usize, &[f64])| {
         let before = passes_done;
         passes_done += 1.0;
-        class_sums(samples, map, |share| {
+        class_sums(samples, map, take, |share| {
             let done = (before + share) / n_passes;
             let samples_seen = (done * n_passes * samples.len() as f64) as usize;
             watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen })
         })
     };
-    let origin = vec![0.0; samples.feature_dim()];
+    let origin = vec![0.0; dim];
     let mean = match options.transform {
         Transform::Cl2n => {
-            let total = sums(&Map { center: None })?.sum_axis(ndarray::Axis(0));
+            let mut total = Array1::<f64>::zeros(dim);
+            of_classes(&Map { center: None }, &mut |_, sum| {
+                total.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum);
+            })?;
             Some((total / samples.len() as f64).mapv(|value| value as f32))
         }
         Transform::None | Transform::L2n => None,
@@ -42,12 +45,11 @@ pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch
         Transform::L2n => Some(origin.as_slice()),
         Transform::Cl2n => mean.as_ref().and_then(|mean| mean.as_slice()),
     };
-    let class_sums = sums(&Map { center })?;
-    let mut centroids = Array2::zeros(class_sums.dim());
-    for ((mut centroid, sum), &count) in centroids.rows_mut().into_iter().zip(class_sums.rows()).zip(&counts) {
-        let n = count.max(1) as f64;
-        centroid.zip_mut_with(&sum, |mean: &mut f32, sum| *mean = (sum / n) as f32);
-    }
+    let mut centroids = Array2::zeros((samples.num_classes(), dim));
+    of_classes(&Map { center }, &mut |class, sum| {
+        let n = counts[class].max(1) as f64;
+        centroids.row_mut(class).iter_mut().zip(sum).for_each(|(mean, sum)| *mean = (sum / n) as f32);
+    })?;
     Ok(Parameters::Ncm { centroids, mean, transform: options.transform, metric: options.metric })
 }
 
@@ -57,47 +59,57 @@ struct Map<'a> {
     center: Option<&'a [f32]>,
 }
 
-/// The sum of `g(x)` over the rows of each class, `[C, D]`, in f64.
+/// Hands over the sum of `g(x)` over the rows of each class that has any, `[D]` in f64, one class after the other.
 ///
 /// The rows are visited class by class: the sum of one class stays in the nearest cache, where that of all would be read and
 /// written for every row.
 fn class_sums(
     samples: &Samples<'_>,
     map: &Map<'_>,
+    take: &mut dyn FnMut(usize, &[f64]),
     mut tell: impl FnMut(f64) -> Result<(), FitError>,
-) -> Result<Array2<f64>, FitError> {
+) -> Result<(), FitError> {
     let dim = samples.feature_dim();
     let by_class = rows_by_class(samples.labels(), samples.num_classes());
     let of_class = |(class, rows)| <[u32]>::chunks(rows, ROWS_PER_PIECE).map(move |rows| (class, rows));
     let pieces: Vec<(usize, &[u32])> = by_class.iter().map(Vec::as_slice).enumerate().flat_map(of_class).collect();
     let table = samples.table();
     let values = table.as_slice().unwrap_or_default();
-    let mut sums = Array2::<f64>::zeros((samples.num_classes(), dim));
+    let row = |sample: u32| {
+        let row = samples.row(sample) as usize;
+        &values[row * dim..(row + 1) * dim]
+    };
+    let mut parts = vec![Vec::<f64>::new(); PIECES_AT_ONCE.min(pieces.len())];
+    let mut sum = Vec::new();
     let mut n_done = 0;
-    for some in pieces.chunks(PIECES_AT_ONCE) {
-        let parts = in_parallel(some, |(_, rows)| {
-            let mut sum = vec![0.0f64; dim];
-            let row = |sample: u32| {
-                let row = samples.row(sample) as usize;
-                &values[row * dim..(row + 1) * dim]
-            };
+    for (turn, some) in pieces.chunks(PIECES_AT_ONCE).enumerate() {
+        each_in_parallel(some.iter().zip(&mut parts), |((_, rows), part)| {
+            part.clear();
+            part.resize(dim, 0.0);
             // Four at once: the rows of a class lie all over the file, and one alone would wait for the memory each time.
             // While four are added the next four are on their way.
             let (fours, rest) = rows.as_chunks::<4>();
             for (index, four) in fours.iter().enumerate() {
                 let next = fours.get(index + 1).unwrap_or(four);
-                add_mapped(four.map(row), next.map(row), map, &mut sum);
+                add_mapped(four.map(row), next.map(row), map, part);
             }
-            rest.iter().for_each(|&one| add_mapped([row(one)], [row(one)], map, &mut sum));
-            sum
+            rest.iter().for_each(|&one| add_mapped([row(one)], [row(one)], map, part));
         });
-        for ((class, rows), part) in some.iter().zip(parts) {
-            sums.row_mut(*class).iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        for (index, ((class, rows), part)) in (turn * PIECES_AT_ONCE..).zip(some.iter().zip(&mut parts)) {
+            let is_of_class = |&(other, _): &(usize, &[u32])| other == *class;
+            if index.checked_sub(1).and_then(|before| pieces.get(before)).is_some_and(is_of_class) {
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += *part);
+            } else {
+                std::mem::swap(&mut sum, part);
+            }
+            if !pieces.get(index + 1).is_some_and(is_of_class) {
+                take(*class, &sum);
+            }
             n_done += rows.len();
         }
         tell(n_done as f64 / samples.len() as f64)?;
     }
-    Ok(sums)
+    Ok(())
 }
 
 /// Adds `g(x)` of some rows to a sum, and has the next ones fetched meanwhile.
