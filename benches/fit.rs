@@ -324,6 +324,7 @@ fn make(file: &Path, n_rows: usize, n_classes: usize, imbalance: f64, seed: u64)
     if file.exists() {
         return;
     }
+    assert!(n_rows >= n_classes, "{n_rows} rows are too few for {n_classes} classes");
     let share = |class: usize| imbalance.powf(-(class as f64) / (n_classes - 1) as f64);
     let total: f64 = (0..n_classes).map(share).sum();
     // No class is without a row, and the largest comes last: it takes what rounding leaves.

@@ -22,8 +22,8 @@ pub(super) unsafe trait Lanes: Copy {
     const DEPTH: usize;
     /// About as much of the features as may stay in the second cache while all columns go past it.
     const FEATURES_AT_ONCE_BYTES: usize;
-    /// Whether the loops ask for what they need soon. With shorter vectors there are more instructions to begin for as much work,
-    /// and half as many can be begun in a cycle while a core works for another machine too: there each one more is lost time.
+    /// Whether the loops ask for what they need soon. With shorter vectors there are more instructions for as much work, and on an
+    /// EPYC asking cost AVX2 more than waiting did.
     const ASKS_AHEAD: bool;
     /// `[value; N]`.
     unsafe fn splat(value: f32) -> Self;
