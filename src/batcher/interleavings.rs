@@ -12,7 +12,8 @@ use bytes::Bytes;
 use shuttle::{future::block_on, sync::mpsc, thread};
 
 use super::{
-    Backbone, BatchError, BatchLimits, Batcher, DecodePool, Inputs, Output, Outputs, Rebuild, Wanted, collect,
+    Backbone, Backbones, BatchError, BatchLimits, Batcher, DecodePool, Inputs, Output, Outputs, Rebuild, Wanted,
+    collect,
     queue::{Receiver, queue},
 };
 use crate::{
@@ -50,18 +51,19 @@ impl Drop for RedPixel {
 
 /// A batcher whose workers decode, and where each of its backbones says that it is gone.
 fn batcher(n_workers: usize, queue_capacity: usize, can_rebuild: bool) -> (Batcher, mpsc::Receiver<()>) {
-    decoding_batcher(None, n_workers, queue_capacity, can_rebuild)
+    batcher_with(None, false, n_workers, queue_capacity, can_rebuild)
 }
 
-fn decoding_batcher(
+fn batcher_with(
     decode_pool: Option<DecodePool>,
+    has_lone: bool,
     n_workers: usize,
     queue_capacity: usize,
     can_rebuild: bool,
 ) -> (Batcher, mpsc::Receiver<()>) {
     let (gone, ends) = mpsc::channel();
     let make = move || Box::new(RedPixel(gone.clone())) as Box<dyn Backbone>;
-    let backbones = (0..n_workers).map(|_| make()).collect();
+    let backbones = Backbones { each: (0..n_workers).map(|_| make()).collect(), lone: has_lone.then(|| make()) };
     let make = shuttle::sync::Mutex::new(make);
     let rebuild: Rebuild = Arc::new(move || match can_rebuild {
         true => Ok(make.lock().unwrap()()),
@@ -129,8 +131,13 @@ fn each_request_gets_its_own_answer_and_the_workers_end_with_the_last_handle() {
 fn each_request_gets_its_own_answer_through_a_decode_pool_too() {
     in_many_orders(MANY, || {
         let decode_pool = Some(DecodePool::start(1).unwrap());
-        each_request_gets_its_own_answer(decoding_batcher(decode_pool, 1, 8, true), 1);
+        each_request_gets_its_own_answer(batcher_with(decode_pool, false, 1, 8, true), 1);
     });
+}
+
+#[test]
+fn each_request_gets_its_own_answer_alone_or_not_and_the_session_for_lone_images_ends_too() {
+    in_many_orders(MANY, || each_request_gets_its_own_answer(batcher_with(None, true, 2, 8, true), 3));
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //!   the cores, and every image would go through one more queue. A GPU has fewer workers, which must not decode.
 //! * A worker takes what waits, up to its share and the maximum. Requests for different heads, taus and versions are in
 //!   one batch: the backbone runs once, each distinct matrix product once, and only the `O(C)` part is each request's own.
+//! * Images that come one at a time may have a session of more threads, if the model has one.
 //! * A batch that does not fit a device's memory goes through in halves.
 //! * A worker that panics, or whose session fails and does not work any more, begins anew with new sessions; while none
 //!   can be made it takes nothing, and without any worker left the model is not available.
@@ -22,6 +23,7 @@ mod device;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
 mod job;
+mod lone;
 mod queue;
 mod scorers;
 mod worker;
@@ -36,6 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 pub use decode_pool::DecodePool;
 pub use job::{BatchError, HeadRequest, Output, Timing, Wanted};
+pub use lone::Backbones;
 pub use scorers::ScorerPool;
 pub use worker::{Backbone, Rebuild};
 
@@ -48,6 +51,7 @@ use crate::{
     },
 };
 use job::{Answer, Input, Job};
+use lone::Lone;
 use queue::Sender;
 use worker::{Shared, Worker};
 
@@ -128,13 +132,13 @@ pub struct Batcher {
 }
 
 impl Batcher {
-    /// Starts one worker thread for each of `backbones`; `rebuild` makes another one for a worker whose own is broken.
-    /// Without a decode pool the workers decode.
+    /// Starts one worker thread for each of `backbones`, the one for lone images aside; `rebuild` makes another one for a worker
+    /// whose own is broken. Without a decode pool the workers decode.
     ///
     /// # Errors
     /// Those of starting a thread.
     pub fn start(
-        backbones: Vec<Box<dyn Backbone>>,
+        backbones: Backbones,
         rebuild: Rebuild,
         preprocessor: Preprocessor,
         decode_pool: Option<DecodePool>,
@@ -142,20 +146,21 @@ impl Batcher {
         metrics: ModelMetrics,
     ) -> std::io::Result<Self> {
         let (queue, jobs) = queue::queue();
-        let n_workers = backbones.len();
+        let n_workers = backbones.each.len();
         let n_working = Arc::new(AtomicUsize::new(n_workers));
         metrics.workers.set(i64::try_from(n_workers).unwrap_or(i64::MAX));
         let shared = Shared {
             n_workers,
             n_working: Arc::clone(&n_working),
             jobs,
+            lone: Arc::new(Lone::new(backbones.lone)),
             preprocessor: preprocessor.clone(),
             rebuild,
             limits,
             metrics: metrics.clone(),
         };
         metrics.queue_capacity.set(i64::try_from(limits.queue_capacity).unwrap_or(i64::MAX));
-        for (index, backbone) in backbones.into_iter().enumerate() {
+        for (index, backbone) in backbones.each.into_iter().enumerate() {
             let worker = Worker::new(index, backbone, shared.clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
         }

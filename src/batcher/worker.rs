@@ -11,6 +11,7 @@ use super::{
     BatchLimits,
     device::{self, NoSession, Told},
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
+    lone::Lone,
     queue::{Nothing, Receiver},
     scorers::TakenScorers,
 };
@@ -66,6 +67,7 @@ pub(super) struct Shared {
     /// Of these, those that have a session.
     pub(super) n_working: Arc<AtomicUsize>,
     pub(super) jobs: Receiver<Job>,
+    pub(super) lone: Arc<Lone>,
     pub(super) preprocessor: Preprocessor,
     pub(super) rebuild: Rebuild,
     pub(super) limits: BatchLimits,
@@ -281,6 +283,10 @@ impl Worker {
             Some((height, width)) => {
                 let (size, metrics) = ((height, width), &self.shared.metrics);
                 if let [Job { input: Input::Pixels { pixels, .. }, .. }] = group.jobs.as_slice() {
+                    let is_alone = self.shared.all_others_wait();
+                    if let Some(features) = self.shared.lone.run(pixels, size, is_alone, metrics) {
+                        return Ok(features);
+                    }
                     return device::run(&mut *self.backbone, pixels, 1, size, metrics);
                 }
                 self.pixels.clear();
@@ -334,6 +340,11 @@ impl Worker {
 }
 
 impl Shared {
+    /// Whether no other worker that has a session has anything to do.
+    fn all_others_wait(&self) -> bool {
+        self.n_working.load(Ordering::Acquire) <= 1 + self.jobs.n_idle()
+    }
+
     /// The rest of a batch: an even share of what waits, so that idle workers have work too, up to the maximum; or what comes
     /// within the delay, if there is one. Each image is decoded as it is taken, if that is not done yet. Jobs that nobody
     /// waits for any more are skipped.

@@ -88,8 +88,13 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 
+    /// Threads for images that come one at a time: more than --threads are a session of its own, which gives the same answers
+    /// sooner, on cores that have nothing else to do. On the CPU alone; 0 is none [default: as --tune finds, else 0]
+    #[arg(long, env = "EQUIPOISE_LONE_THREADS", value_name = "N")]
+    pub lone_threads: Option<usize>,
+
     /// Measure at the start how each model runs best on this machine, and choose sessions, threads and batch size by that where
-    /// they are not given. Takes some seconds for each model, once: the result is kept in the state directory, and measured
+    /// they are not given, for one image at a time as well. Takes some seconds for each model, once: the result is kept in the state directory, and measured
     /// again when the model, the machine, ONNX Runtime or these options have changed
     #[arg(long, env = "EQUIPOISE_TUNE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_parser = BoolishValueParser::new())]
@@ -287,6 +292,7 @@ impl ServeOptions {
             device: self.device.or(file.device),
             sessions: self.sessions.or(file.sessions),
             threads: self.threads.or(file.threads),
+            lone_threads: self.lone_threads.or(file.lone_threads),
             tune: self.tune.or(file.tune),
             decode_threads: self.decode_threads.or(file.decode_threads),
             queue_capacity: self.queue_capacity.or(file.queue_capacity),

@@ -60,6 +60,8 @@ pub struct Config {
     pub sessions: Option<usize>,
     /// Threads of a session, if that was said.
     pub threads: Option<usize>,
+    /// Threads for an image while no other is worked on, if that was said.
+    pub lone_threads: Option<usize>,
     /// Whether sessions, threads and batches that were not said are measured.
     pub tune: bool,
     /// Threads that decode, if that was said; 0 is the sessions' own.
@@ -111,7 +113,12 @@ pub struct Config {
 impl Config {
     /// What is said of how a model is run.
     pub fn settled(&self) -> Settled {
-        Settled { sessions: self.sessions, threads: self.threads, max_batch_size: self.max_batch_size }
+        Settled {
+            sessions: self.sessions,
+            threads: self.threads,
+            max_batch_size: self.max_batch_size,
+            lone_threads: self.lone_threads,
+        }
     }
 }
 
@@ -153,6 +160,7 @@ impl ServeOptions {
             device: self.device.unwrap_or(DeviceChoice::Auto),
             sessions: self.sessions.map(NonZeroUsize::get),
             threads: self.threads.map(NonZeroUsize::get),
+            lone_threads: self.lone_threads,
             tune: self.tune.unwrap_or_default(),
             decode_threads: self.decode_threads,
             queue_capacity: self.queue_capacity.map_or(512, NonZeroUsize::get),

@@ -13,7 +13,7 @@ use super::{AppState, error::ApiError, generation::of_generation};
 use crate::{
     heads::{HeadKind, Settings},
     preprocess::PreprocessConfig,
-    registry::{HeadId, Measured, Model, ModelState, PublishedHead, RegistryError},
+    registry::{HeadId, Measured, MeasuredAlone, Model, ModelState, PublishedHead, RegistryError},
 };
 
 #[derive(Serialize)]
@@ -33,9 +33,12 @@ pub(super) struct ModelView {
     provider: String,
     sessions: usize,
     threads: usize,
+    lone_threads: usize,
     max_batch_size: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     tuning: Option<Vec<Measured>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuning_alone: Option<Vec<MeasuredAlone>>,
     queue_capacity: usize,
     generation: u64,
     heads: Vec<HeadSummary>,
@@ -75,8 +78,10 @@ impl ModelView {
             provider: model.provider().to_string(),
             sessions: model.batcher().n_workers(),
             threads: model.threads(),
+            lone_threads: model.lone_threads(),
             max_batch_size: model.batcher().limits().max_batch_size,
             tuning: model.tuning().map(|tuning| tuning.measured.clone()),
+            tuning_alone: model.tuning().map(|tuning| tuning.measured_alone.clone()),
             queue_capacity: model.batcher().limits().queue_capacity,
             generation: state.generation,
             heads: state.series().filter_map(summary).collect(),

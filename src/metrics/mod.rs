@@ -61,6 +61,7 @@ pub struct Metrics {
     workers: IntGaugeVec,
     worker_restarts: IntCounterVec,
     out_of_memory: IntCounterVec,
+    lone_images: IntCounterVec,
     device_memory: IntGaugeVec,
     predictions: IntCounterVec,
     top1_probability: HistogramVec,
@@ -151,6 +152,11 @@ impl Metrics {
             out_of_memory: counter(
                 "equipoise_out_of_memory_total",
                 "Runs of the backbone that did not fit the memory of the device",
+                &["model"],
+            ),
+            lone_images: counter(
+                "equipoise_lone_images_total",
+                "Images that ran on the session for lone images",
                 &["model"],
             ),
             device_memory: int_gauge(
@@ -258,6 +264,7 @@ impl Metrics {
             workers: self.workers.with_label_values(&[model]),
             restarts: ["panic", "session"].map(|reason| self.worker_restarts.with_label_values(&[model, reason])),
             out_of_memory: self.out_of_memory.with_label_values(&[model]),
+            lone_images: self.lone_images.with_label_values(&[model]),
             model: model.to_owned(),
             device_memory: self.device_memory.clone(),
             image_errors: self.image_errors.clone(),

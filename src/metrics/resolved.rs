@@ -19,6 +19,8 @@ pub struct ModelMetrics {
     pub workers: IntGauge,
     /// Runs of the backbone that did not fit the memory of the device.
     pub out_of_memory: IntCounter,
+    /// Images that ran on the session for lone images.
+    pub lone_images: IntCounter,
     pub(super) restarts: [IntCounter; 2],
     pub(super) image_errors: IntCounterVec,
     pub(super) model: String,

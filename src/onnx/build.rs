@@ -20,6 +20,8 @@ use crate::heads::Weights;
 
 /// Where ONNX Runtime looks for weights kept beside a model that it was given as bytes.
 const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+/// Whether threads that spin sleep as soon as a run ends.
+const STOP_SPINNING: &str = "session.force_spinning_stop";
 
 /// Builds a session of this model on exactly this provider.
 ///
@@ -73,7 +75,14 @@ pub(super) fn configure(
         // The memory pattern keeps one block per input shape: no faster, and 100 MiB more on EfficientNet-B0.
         .with_memory_pattern(false)?
         // Threads that spin while they wait for work take the core that preprocessing needs.
-        .with_intra_op_spinning(false)?;
+        .with_intra_op_spinning(options.spinning)?;
+    if options.spinning {
+        // Not after a run either.
+        builder = builder.with_config_entry(STOP_SPINNING, "1")?;
+    }
+    if options.shares_arena && provider == Provider::Cpu {
+        builder = builder.with_env_allocators()?;
+    }
     if provider != Provider::Cpu {
         preload_cuda(&runtime.path);
         builder = builder

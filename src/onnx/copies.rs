@@ -5,7 +5,6 @@
 //! a file of their own, and the sessions are made of that: they map the file, and the system keeps its pages once for all of
 //! them. The files are gone again as soon as they are mapped.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use ort::logging::LogLevel;
@@ -24,7 +23,8 @@ const WEIGHTS: &str = "weights.bin";
 const SMALLEST_WEIGHTS_BYTES: &str = "1024";
 
 impl Backbone {
-    /// `n` backbones like this one, made of the same file, that hold its weights once if they run on the CPU.
+    /// Backbones like this one, one for each of `options`, made of the same file, that hold its weights once if they run on the
+    /// CPU.
     ///
     /// `image_size` is height and width of the images, if the model does not fix them. Where neither does, or where shared
     /// weights do not give the same features to the last bit, each has its own.
@@ -35,41 +35,41 @@ impl Backbone {
         mut self,
         model: &[u8],
         base_dir: Option<&Path>,
-        options: &SessionOptions,
-        n: usize,
+        options: &[SessionOptions],
         image_size: Option<(usize, usize)>,
     ) -> Result<Vec<Self>, OnnxError> {
-        if let (Provider::Cpu, true, Some(size)) = (self.provider(), n >= 2, self.image_size(image_size)) {
-            match self.sharing(model, base_dir, options, n, size) {
+        if let (Provider::Cpu, true, Some(size)) = (self.provider(), options.len() >= 2, self.image_size(image_size)) {
+            match self.sharing(model, base_dir, options, size) {
                 Ok(sharing) => return Ok(sharing),
                 Err(error) => tracing::info!(%error, "each session has a copy of the weights to itself: {error}"),
             }
         }
-        let mut all = vec![self];
-        while all.len() < n {
-            all.push(Self::load(model, base_dir, options)?);
-        }
-        Ok(all)
+        let others = options.iter().skip(1).map(|options| Self::load(model, base_dir, options));
+        std::iter::once(Ok(self)).chain(others).take(options.len()).collect()
+    }
+
+    /// Whether this one and the other have the same features of an image of noise, to the last bit.
+    ///
+    /// # Errors
+    /// Those of [`Backbone::run`].
+    pub fn agrees_with(&mut self, other: &mut Self, height: usize, width: usize) -> Result<bool, OnnxError> {
+        let pixels = RandomPixels::new().draw(3 * height * width);
+        let features = [self.run(&pixels, 1, height, width)?, other.run(&pixels, 1, height, width)?];
+        let (a, b) = (features[0].to_host()?, features[1].to_host()?);
+        Ok(a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.to_bits() == b.to_bits()))
     }
 
     fn sharing(
         &mut self,
         model: &[u8],
         base_dir: Option<&Path>,
-        options: &SessionOptions,
-        n: usize,
+        options: &[SessionOptions],
         (height, width): (usize, usize),
     ) -> Result<Vec<Self>, Box<dyn std::error::Error>> {
         let base_dir = base_dir.map(named);
-        let pixels = RandomPixels::new().draw(3 * height * width);
-        let expected = self.run(&pixels, 1, height, width)?;
-        let sessions = sharing_sessions(model, base_dir.as_deref(), options, n)?;
+        let sessions = sharing_sessions(model, base_dir.as_deref(), options)?;
         let mut sharing: Vec<Self> = sessions.into_iter().map(|session| self.with_session(session)).collect();
-        let found = sharing.first_mut().ok_or("no session")?.run(&pixels, 1, height, width)?;
-        let is_same = |a: Cow<'_, [f32]>, b: Cow<'_, [f32]>| {
-            a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.to_bits() == b.to_bits())
-        };
-        match is_same(expected.to_host()?, found.to_host()?) {
+        match self.agrees_with(sharing.first_mut().ok_or("no session")?, height, width)? {
             true => Ok(sharing),
             false => Err("the optimised graph, written down and read again, gives other features".into()),
         }
@@ -79,22 +79,22 @@ impl Backbone {
 fn sharing_sessions(
     model: &[u8],
     base_dir: Option<&Path>,
-    options: &SessionOptions,
-    n: usize,
+    options: &[SessionOptions],
 ) -> Result<Vec<Session>, Box<dyn std::error::Error>> {
+    let first = options.first().ok_or("no session")?;
     let runtime = library::init(None)?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("backbone.onnx");
-    let mut optimising = configure(runtime, options, Provider::Cpu, base_dir)?
+    let mut optimising = configure(runtime, first, Provider::Cpu, base_dir)?
         // It warns that the file is for this machine alone, which is where it stays.
         .with_log_level(LogLevel::Error)?
         .with_optimized_model_path(&path)?
         .with_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)?
         .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALLEST_WEIGHTS_BYTES)?;
     drop(optimising.commit_from_memory(model)?);
-    let session = |_| {
+    let session = |options: &SessionOptions| {
         let builder = configure(runtime, options, Provider::Cpu, None)?;
         builder.with_optimization_level(GraphOptimizationLevel::Disable)?.commit_from_file(&path)
     };
-    Ok((0..n).map(session).collect::<ort::Result<_>>()?)
+    Ok(options.iter().map(session).collect::<ort::Result<_>>()?)
 }

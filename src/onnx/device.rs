@@ -123,6 +123,12 @@ pub struct SessionOptions {
     pub device: DeviceChoice,
     /// Threads of one session, its caller's included; 0 counts as 1.
     pub threads: usize,
+    /// Whether threads spin while they wait for each other within a run. It is faster while nothing else wants the cores, and
+    /// takes them from whoever does.
+    pub spinning: bool,
+    /// Whether a session on the CPU takes the memory of its runs from the arena that all of these share, and not from one of its
+    /// own: less memory for sessions that hardly ever run at the same time.
+    pub shares_arena: bool,
     /// Upper bound, in bytes, of one session's CUDA arena. None: what the device has.
     pub cuda_memory_limit_bytes: Option<u64>,
     /// What the model says of CUDA; nothing on the CPU.
@@ -136,6 +142,8 @@ impl Default for SessionOptions {
         Self {
             device: DeviceChoice::Auto,
             threads: 1,
+            spinning: false,
+            shares_arena: false,
             cuda_memory_limit_bytes: None,
             cuda: CudaOptions::default(),
             max_batch_size: 1,

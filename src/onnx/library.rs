@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use ort::AsPointer;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 
 /// The oldest minor version of ONNX Runtime 1.x whose API this program can use.
 pub const OLDEST_MINOR_VERSION: u32 = ort::MINOR_VERSION;
@@ -133,9 +135,22 @@ fn load(places: &SearchPlaces) -> Result<Runtime, LibraryError> {
         .with_logger(std::sync::Arc::new(forward_log))
         .build()
         .map_err(|source| LibraryError::Environment { path: path.clone(), source })?;
+    register_arena(&environment).map_err(|source| LibraryError::Environment { path: path.clone(), source })?;
     // With a logger of its own the environment starts at the chattiest level: every line would cross the boundary.
     environment.set_log_level(LogLevel::Warning);
     Ok(Runtime { version: version_of(&path), path, environment })
+}
+
+/// Gives the environment an arena in the host's memory, for sessions that share one ([`super::SessionOptions::shares_arena`]).
+#[expect(unsafe_code, reason = "ort can have sessions use such an arena, and cannot make one")]
+fn register_arena(environment: &Environment) -> ort::Result<()> {
+    let memory = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
+    // SAFETY: the environment and the description are valid for the call, which keeps neither; no settings are the defaults.
+    let status = unsafe {
+        (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), memory.ptr(), std::ptr::null())
+    };
+    // SAFETY: the status comes straight from a call of the interface and is handed over.
+    unsafe { ort::Error::result_from_status(status) }
 }
 
 fn load_error(path: PathBuf, err: ort::LoadDynamicError) -> LibraryError {

@@ -11,7 +11,7 @@ use super::{
     load::{DeclaredFile, FileSource},
 };
 use crate::{
-    batcher::Backbone,
+    batcher::{Backbone, Backbones},
     files::{FileUnreadable, read},
     heads::{FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
     onnx::{self, CutClassifier, OnnxError, SessionOptions, cut_classifier, sizes_to_warm},
@@ -21,6 +21,8 @@ use crate::{
 /// The sessions of a backbone, and what they told of it.
 pub(super) struct LoadedBackbones {
     pub(super) sessions: Vec<onnx::Backbone>,
+    /// The one with more threads, for an image while no other is worked on.
+    pub(super) lone: Option<onnx::Backbone>,
     pub(super) feature_dim: usize,
     pub(super) provider: onnx::Provider,
     /// Whether they are what was left of a classifier.
@@ -61,10 +63,51 @@ pub(super) fn load_backbones(
     }
     let (feature_dim, provider) = (first.feature_dim(), first.provider());
     let model = cut.as_ref().map_or(file.as_slice(), |cut| &cut.backbone);
-    let sessions = first
-        .replicate(model, path.parent(), &options.session, options.n_sessions.max(1), image_size)
-        .map_err(failed)?;
-    Ok(LoadedBackbones { sessions, feature_dim, provider, is_cut: cut.is_some() })
+    let image_size = first.image_size(image_size);
+    let mut of_each = vec![options.session.clone(); options.n_sessions.max(1)];
+    if let (Some(lone), Some(first)) = (lone_options(options, provider, image_size), of_each.first_mut()) {
+        // They hardly ever run at the same time.
+        first.shares_arena = lone.shares_arena;
+        of_each.push(lone);
+    }
+    let mut sessions = first.replicate(model, path.parent(), &of_each, image_size).map_err(failed)?;
+    let lone = match image_size {
+        Some(size) if sessions.len() > options.n_sessions.max(1) => agreeing(&mut sessions, size).map_err(failed)?,
+        _ => None,
+    };
+    Ok(LoadedBackbones { sessions, lone, feature_dim, provider, is_cut: cut.is_some() })
+}
+
+/// The options of the session for lone images, if there is to be one. It is run and compared before it serves, for which the size
+/// of the images must be known.
+fn lone_options(
+    options: &LoadOptions,
+    provider: onnx::Provider,
+    image_size: Option<(usize, usize)>,
+) -> Option<SessionOptions> {
+    let threads = options.lone_threads;
+    let is_wanted = threads > options.session.threads && provider == onnx::Provider::Cpu;
+    let (spinning, shares_arena) = (true, true);
+    (is_wanted && image_size.is_some()).then(|| SessionOptions {
+        threads,
+        spinning,
+        shares_arena,
+        ..options.session.clone()
+    })
+}
+
+/// Takes off the last session, and gives it back if its features are the first one's to the last bit: what an image is answered
+/// must not depend on what else there is to do.
+fn agreeing(
+    sessions: &mut Vec<onnx::Backbone>,
+    (height, width): (usize, usize),
+) -> Result<Option<onnx::Backbone>, OnnxError> {
+    let (Some(mut lone), Some(first)) = (sessions.pop(), sessions.first_mut()) else { return Ok(None) };
+    let agrees = lone.agrees_with(first, height, width)?;
+    if !agrees {
+        tracing::info!("with more threads the backbone gives other features, and lone images go without");
+    }
+    Ok(agrees.then_some(lone))
 }
 
 /// The classifier in `path`, cut in two. The widths are what the heads ask for and what the file gives.
@@ -101,15 +144,15 @@ pub(crate) fn classifier_head_file(cut: &CutClassifier, train_counts: Option<&[u
     bytes
 }
 
-/// Runs every session once at each batch size, and hands them on.
+/// Runs every session once at each batch size, and hands them on, the one for lone images apart.
 pub(super) fn warm_up(
     directory: &ModelDirectory,
     backbones: LoadedBackbones,
     preprocessor: &Preprocessor,
     options: &LoadOptions,
-) -> Result<Vec<Box<dyn Backbone>>, LoadError> {
+) -> Result<Backbones, LoadError> {
     let given = preprocessor.output_size();
-    let mut sessions: Vec<Box<dyn Backbone>> = Vec::with_capacity(backbones.sessions.len());
+    let mut each: Vec<Box<dyn Backbone>> = Vec::with_capacity(backbones.sessions.len());
     for mut session in backbones.sessions {
         if let (Some((height, width)), (Some(expected_height), Some(expected_width))) = (given, session.input_size())
             && (height, width) != (expected_height, expected_width)
@@ -118,9 +161,11 @@ pub(super) fn warm_up(
         }
         warm_up_session(&mut session, given, options.session.max_batch_size)
             .map_err(|source| LoadError::Backbone { path: directory.backbone.clone(), source })?;
-        sessions.push(Box::new(session));
+        each.push(Box::new(session));
     }
-    Ok(sessions)
+    // It has run already, when it was compared, and is given nothing but single images.
+    let lone = backbones.lone.map(|lone| -> Box<dyn Backbone> { Box::new(lone) });
+    Ok(Backbones { each, lone })
 }
 
 /// Runs a session once at each batch size that is to be warmed, if it is known of which size the images are.

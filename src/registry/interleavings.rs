@@ -16,7 +16,7 @@ use super::{
     builder::HeadBuilder, manifest::Manifest, model::Writer, replica::Replica,
 };
 use crate::{
-    batcher::{BatchLimits, Batcher},
+    batcher::{Backbones, BatchLimits, Batcher},
     dataset::Shot,
     heads::{BiasMode, Digest, Head, HeadFile, HeadKind, Parameters, Settings},
     metrics::Metrics,
@@ -74,7 +74,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
     store.create(&Manifest::of("m", &state, (None, &Author::server(), change))).unwrap();
     let config = serde_json::from_str(r#"{"mean": [0, 0, 0], "std": [1, 1, 1]}"#).unwrap();
     let batcher = Batcher::start(
-        Vec::new(),
+        Backbones { each: Vec::new(), lone: None },
         Arc::new(|| Err("there is none".into())),
         Preprocessor::new(config, DecodeLimits::default()).unwrap(),
         None,
@@ -86,6 +86,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
         shots: vec![Shot::Unknown; 2],
         provider: Provider::Cpu,
         threads: 1,
+        lone_threads: 1,
         tuning: None,
         batcher: batcher.unwrap(),
         builder,

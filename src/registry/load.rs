@@ -18,7 +18,7 @@ use super::{
     tuning::Tuning,
 };
 use crate::{
-    batcher::{Backbone, BatchLimits, Batcher, DecodePool, Rebuild},
+    batcher::{Backbone, Backbones, BatchLimits, Batcher, DecodePool, Rebuild},
     dataset::Shot,
     files::{FileUnreadable, read},
     heads::{Digest, HeadFile, HeadFileError},
@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub session: SessionOptions,
     /// Sessions of the backbone, each on its own thread.
     pub n_sessions: usize,
+    /// Threads for an image while no other is worked on. More than a session has: another session with so many; CPU alone.
+    pub lone_threads: usize,
     /// The bounds of the queue and the batches.
     pub limits: BatchLimits,
     /// The bounds of an image.
@@ -174,7 +176,9 @@ pub fn load_model_with(
     let backbones = load_backbones(directory, &mut files, options, preprocessor.output_size())?;
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
     let source = BackboneSource::new(directory, (backbones.is_cut, provider), &preprocessor, options)?;
-    let sessions: Vec<_> = warm_up(directory, backbones, &preprocessor, options)?.into_iter().map(&wrap).collect();
+    let lone_threads = if backbones.lone.is_some() { options.lone_threads } else { options.session.threads };
+    let Backbones { each, lone } = warm_up(directory, backbones, &preprocessor, options)?;
+    let backbones = Backbones { each: each.into_iter().map(&wrap).collect(), lone: lone.map(&wrap) };
     let rebuild: Rebuild = Arc::new(move || Ok(wrap(Box::new(source.make()?))));
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;
@@ -188,7 +192,7 @@ pub fn load_model_with(
         model: directory.name.clone(),
         num_classes: directory.labels.len(),
         feature_dim,
-        n_workers: sessions.len(),
+        n_workers: backbones.each.len(),
         // Where the backbone really runs, so that its features need not leave the device.
         session: SessionOptions { device: provider.into(), ..options.session.clone() },
         metrics: Arc::clone(&options.metrics),
@@ -200,7 +204,7 @@ pub fn load_model_with(
 
     let model_metrics = options.metrics.of_model(&directory.name);
     let decode_pool = options.decode_pool.clone();
-    let batcher = Batcher::start(sessions, rebuild, preprocessor, decode_pool, options.limits, model_metrics)
+    let batcher = Batcher::start(backbones, rebuild, preprocessor, decode_pool, options.limits, model_metrics)
         .map_err(LoadError::Thread)?;
     let shots = match &directory.train_counts {
         Some(counts) => counts.iter().map(|&count| Shot::of(count)).collect(),
@@ -212,6 +216,7 @@ pub fn load_model_with(
         shots,
         provider,
         threads: options.session.threads,
+        lone_threads,
         tuning: options.tuning.clone(),
         batcher,
         builder,

@@ -58,7 +58,7 @@ pub use model::{Changed, Model};
 pub use replica::Poller;
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};
 pub use store::{StateDir, StateError};
-pub use tuning::{Measured, Plan, Settled, Tuning, tune};
+pub use tuning::{Measured, MeasuredAlone, Plan, Settled, Tuning, tune};
 
 /// Whether `name` is a name of a model or a head: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 pub fn is_valid_name(name: &str) -> bool {

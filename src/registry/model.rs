@@ -28,6 +28,7 @@ pub struct Model {
     pub(super) shots: Vec<Shot>,
     pub(super) provider: Provider,
     pub(super) threads: usize,
+    pub(super) lone_threads: usize,
     pub(super) tuning: Option<Arc<Tuning>>,
     pub(super) batcher: Batcher,
     pub(super) builder: HeadBuilder,
@@ -80,6 +81,11 @@ impl Model {
     /// Threads in each of its sessions.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Threads for an image while no other is worked on.
+    pub fn lone_threads(&self) -> usize {
+        self.lone_threads
     }
 
     /// What its sessions, threads and batches were chosen from, if that was measured.

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/lock                                       held while a server runs
 //! STATE/admin-token                                mode 0600
-//! STATE/models/NAME/tuning.json                    how it is best run on this machine; see tuning.rs
+//! STATE/models/NAME/tuning.json                    how it is best run on this machine; see tuning/
 //! STATE/models/NAME/feature-sets/                  uploaded feature sets; see feature_sets/
 //! STATE/models/NAME/fits/                          fits; see fit_files.rs
 //! STORE/models/NAME/blobs/SHA256                   head files, immutable, named by their content

@@ -123,6 +123,7 @@ pub fn load_options(
             ..SessionOptions::default()
         },
         n_sessions: plan.sessions,
+        lone_threads: plan.lone_threads,
         limits: BatchLimits {
             queue_capacity: config.queue_capacity,
             max_batch_size: plan.max_batch_size,
@@ -149,6 +150,7 @@ fn tuned(config: &Config, directory: &ModelDirectory, options: &LoadOptions) -> 
         let plan = plan(config, tuning.as_ref().map(|tuning| tuning.plan));
         options.session.threads = plan.threads;
         options.n_sessions = plan.sessions;
+        options.lone_threads = plan.lone_threads;
         options.limits.max_batch_size = plan.max_batch_size;
         options.decode_pool = decode_pool(config, plan, options.decode_pool)?;
         options.tuning = tuning.map(Arc::new);
@@ -161,7 +163,8 @@ fn plan(config: &Config, found: Option<Plan>) -> Plan {
     config.settled().or(found, |sessions| {
         let sessions = sessions.unwrap_or(if on_cuda { 1 } else { cores() });
         let max_batch_size = if on_cuda { CUDA_MAX_BATCH_SIZE } else { CPU_MAX_BATCH_SIZE };
-        Plan { sessions, threads: (cores() / sessions).max(1), max_batch_size }
+        // Without having measured it nobody knows whether more threads help.
+        Plan { sessions, threads: (cores() / sessions).max(1), max_batch_size, lone_threads: 0 }
     })
 }
 
@@ -252,7 +255,7 @@ impl Server {
             tracing::info!(
                 model = model.name(), classes = model.labels().len(), feature_dim = model.feature_dim(),
                 provider = %model.provider(), sessions = options.n_sessions,
-                threads = options.session.threads, max_batch_size = options.limits.max_batch_size,
+                threads = options.session.threads, lone_threads = model.lone_threads(), max_batch_size = options.limits.max_batch_size,
                 "model `{}` is ready on {}", model.name(), model.provider()
             );
             models.push(Arc::new(model));

@@ -51,7 +51,9 @@ fn copies_answer_to_the_last_bit_what_the_first_one_does() {
         let expected = first.run(&pixels(3), 3, 8, 8).expect(&file).to_host().expect(&file).into_owned();
         let model = read_model(&file);
         for size in [Some((8, 8)), None] {
-            let copies = load(&file).replicate(&model, Some(&data_dir()), &on_cpu(), 3, size).expect(&file);
+            let sharing = SessionOptions { shares_arena: true, ..on_cpu() };
+            let options = [on_cpu(), sharing.clone(), SessionOptions { threads: 2, spinning: true, ..sharing }];
+            let copies = load(&file).replicate(&model, Some(&data_dir()), &options, size).expect(&file);
             assert_eq!(copies.len(), 3);
             for mut copy in copies {
                 let found = copy.run(&pixels(3), 3, 8, 8).expect(&file);
@@ -62,13 +64,46 @@ fn copies_answer_to_the_last_bit_what_the_first_one_does() {
     }
 }
 
+#[test]
+fn sessions_that_share_an_arena_do_not_disturb_each_other() {
+    let expected = load("backbone.onnx").run(&pixels(3), 3, 8, 8).expect("a run").to_host().expect("rows").into_owned();
+    let model = read_model("backbone.onnx");
+    let sharing = SessionOptions { shares_arena: true, ..on_cpu() };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut backbone = Backbone::load(&model, None, &sharing).expect("a backbone");
+            let expected = &expected;
+            scope.spawn(move || {
+                for n in [3, 1, 2].into_iter().cycle().take(300) {
+                    let features = backbone.run(&pixels(3)[..n * 192], n, 8, 8).expect("a run");
+                    let rows = features.to_host().expect("rows");
+                    assert!(max_difference(&rows, &expected[..n * 6]) <= 1e-6, "{n}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn backbones_of_the_same_weights_agree_and_others_do_not() {
+    let mut plain = load("backbone.onnx");
+    assert!(plain.agrees_with(&mut load("backbone.onnx"), 8, 8).expect("runs"));
+    let mut bytes = read_model("backbone.onnx");
+    let is_weight = |four: &[u8]| four.try_into().is_ok_and(|four| (0.01..1.0).contains(&f32::from_le_bytes(four)));
+    let weight = bytes.windows(4).rposition(is_weight).expect("a weight");
+    // Half of its digits.
+    bytes[weight + 1] ^= 0xff;
+    let mut other = Backbone::load(&bytes, None, &on_cpu()).expect("a backbone");
+    assert!(!plain.agrees_with(&mut other, 8, 8).expect("runs"));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn copies_hold_their_weights_in_pages_of_one_file() {
     let path = icons30().join("backbone.onnx");
     let model = std::fs::read(&path).expect("the model that ships");
     let first = Backbone::load(&model, None, &on_cpu()).expect("a backbone");
-    let copies = first.replicate(&model, None, &on_cpu(), 3, Some((32, 32))).expect("copies");
+    let copies = first.replicate(&model, None, &[on_cpu(), on_cpu(), on_cpu()], Some((32, 32))).expect("copies");
     let maps = std::fs::read_to_string("/proc/self/maps").expect("what is mapped");
     let is_of = |line: &&str| line.contains("weights.bin") && line.ends_with("(deleted)");
     let inodes: Vec<&str> = maps.lines().filter(is_of).filter_map(|line| line.split_whitespace().nth(4)).collect();

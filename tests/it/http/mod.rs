@@ -11,6 +11,7 @@ mod fits;
 pub(crate) mod history;
 mod inference;
 mod lifecycle;
+mod lone;
 mod metrics;
 mod rate_limit;
 mod restart;

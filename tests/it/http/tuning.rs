@@ -59,6 +59,21 @@ async fn what_was_found_is_how_the_model_runs_where_nothing_else_was_said() {
         .iter()
         .find(|one| one["sessions"] == shown[0] && one["threads"] == shown[1] && one["max_batch_size"] == shown[2]);
     assert!(chosen.unwrap()["images_per_second"].as_f64().unwrap() >= 0.95 * fastest, "{shown}");
+
+    // Of images that are alone: with the threads of a session, and then with more as long as there are cores.
+    let model = app.get("/v1/models/icons30").await.expect(200).json();
+    let alone: Vec<(u64, f64)> = model["tuning_alone"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["threads"].as_u64().unwrap(), one["images_per_second"].as_f64().unwrap()))
+        .collect();
+    let threads = model["threads"].as_u64().unwrap();
+    assert!(alone.is_empty() || (alone[0].0 == threads && alone.len() >= 2), "{model}");
+    assert!(alone.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[1].1 > 0.0), "{model}");
+    let lone_threads = model["lone_threads"].as_u64().unwrap();
+    let gain = alone.iter().find(|one| one.0 == lone_threads).map_or(1.0, |one| one.1 / alone[0].1);
+    assert!(lone_threads == threads || gain >= 0.95 * 1.25, "{model}");
     app.classify("", image("key", 0)).await.expect(200);
 }
 

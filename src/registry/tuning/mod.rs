@@ -1,20 +1,17 @@
 //! How a model is best run on this machine: measured once, and kept in the state directory.
 //!
 //! What is measured is the backbone alone, on noise: sessions side by side, each on its own threads, at growing batches. The
-//! rest of a request costs the same however it is batched.
+//! rest of a request costs the same however it is batched. Then, of one image at a time, what more threads would do for it.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, Instant},
-};
+mod measure;
 
+use std::{fs, path::Path};
+
+use measure::{measure, measure_alone};
 use serde::{Deserialize, Serialize};
 
 use super::{
     LoadError, LoadOptions, ModelDirectory, StateDir, StateError,
-    backbone::load_backbones,
-    load::{preprocessor_of, read_head_files},
     store::{io_error, write_whole},
 };
 use crate::{
@@ -25,16 +22,8 @@ use crate::{
 
 /// Speeds this close to the best count as the same: the speed of a core drifts by as much.
 const MARGIN: f64 = 0.05;
-/// For how long each plan is measured at a time, and how often: the best of these counts, since others only ever slow it down.
-const SLICE: Duration = Duration::from_millis(60);
-const N_ROUNDS: usize = 8;
-/// No more rounds of one split of the cores after that.
-const LONGEST: Duration = Duration::from_secs(10);
-/// Larger batches gained nothing on the machine that was tried.
-const CPU_LARGEST_BATCH: usize = 32;
-const CUDA_LARGEST_BATCH: usize = 128;
-/// From batch to batch: at two in a row that are slower than the best by this share, larger ones are not tried.
-const HOPELESS: f64 = 0.1;
+/// How much faster an image must be with more threads, which take the cores and the memory of another session, to be given them.
+const LONE_GAIN: f64 = 1.25;
 
 /// How a model is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +34,8 @@ pub struct Plan {
     pub threads: usize,
     /// Most images in one pass.
     pub max_batch_size: usize,
+    /// Threads for an image while no other is worked on; no more than `threads` where that is no faster.
+    pub lone_threads: usize,
 }
 
 /// The part of a [`Plan`] that is settled already, and need not be found.
@@ -56,6 +47,8 @@ pub struct Settled {
     pub threads: Option<usize>,
     /// Most images in one pass.
     pub max_batch_size: Option<usize>,
+    /// Threads for an image while no other is worked on.
+    pub lone_threads: Option<usize>,
 }
 
 impl Settled {
@@ -69,6 +62,7 @@ impl Settled {
         Plan {
             sessions,
             threads: self.threads.or(threads).unwrap_or(defaults.threads),
+            lone_threads: self.lone_threads.or(found.map(|plan| plan.lone_threads)).unwrap_or(defaults.lone_threads),
             max_batch_size: self
                 .max_batch_size
                 .or(found.map(|plan| plan.max_batch_size))
@@ -77,23 +71,38 @@ impl Settled {
     }
 }
 
-/// What a plan reached.
+/// What some sessions reached, all of them busy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// The plan.
-    #[serde(flatten)]
-    pub plan: Plan,
+    /// Sessions side by side.
+    pub sessions: usize,
+    /// Threads in each.
+    pub threads: usize,
+    /// Images in one pass.
+    pub max_batch_size: usize,
     /// Images that the sessions took a second, all together.
+    pub images_per_second: f64,
+}
+
+/// What one session reached, on one image at a time and nothing beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredAlone {
+    /// Its threads.
+    pub threads: usize,
+    /// Images that it took a second.
     pub images_per_second: f64,
 }
 
 /// The plan that was found for a model on a machine, and what it was chosen from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tuning {
-    /// Of the plans about as fast as the fastest, the one with the smallest batch, then the one with most sessions.
+    /// Of what was about as fast as the fastest, the one with the smallest batch, then the one with most sessions; and the
+    /// fewest threads about as good as any for an image that is alone.
     pub plan: Plan,
     /// All that were tried.
     pub measured: Vec<Measured>,
+    /// All threads that were tried for an image that is alone: first those of the plan's sessions.
+    pub measured_alone: Vec<MeasuredAlone>,
     /// Where it holds.
     of: Circumstances,
 }
@@ -111,6 +120,7 @@ struct Circumstances {
     sessions: Option<usize>,
     threads: Option<usize>,
     max_batch_size: Option<usize>,
+    lone_threads: Option<usize>,
 }
 
 impl Circumstances {
@@ -127,6 +137,7 @@ impl Circumstances {
             sessions: settled.sessions,
             threads: settled.threads,
             max_batch_size: settled.max_batch_size,
+            lone_threads: settled.lone_threads,
         })
     }
 }
@@ -162,8 +173,12 @@ pub fn tune(directory: &ModelDirectory, options: &LoadOptions, settled: Settled)
         );
         return Ok(None);
     };
-    let Some(plan) = best(&measured) else { return Ok(None) };
-    let tuning = Tuning { plan, measured, of };
+    let Some(best) = best(&measured) else { return Ok(None) };
+    let measured_alone = measure_alone(directory, options, &best, settled)?;
+    let lone_threads = settled.lone_threads.unwrap_or_else(|| best_alone(&measured_alone));
+    let Measured { sessions, threads, max_batch_size, .. } = best;
+    let plan = Plan { sessions, threads, max_batch_size, lone_threads };
+    let tuning = Tuning { plan, measured, measured_alone, of };
     if let Some(path) = path {
         keep(&path, &tuning)?;
         tracing::info!(model = directory.name, path = %path.display(), "the result is in {}", path.display());
@@ -188,116 +203,23 @@ fn keep(path: &Path, tuning: &Tuning) -> Result<(), StateError> {
     write_whole(path.parent().unwrap_or(path), path, &bytes)
 }
 
-/// Of the plans that are about as fast as the fastest: the smallest batch, which costs least memory and keeps nobody waiting for
-/// others, then the most sessions, of which none waits for another one's image.
-fn best(measured: &[Measured]) -> Option<Plan> {
+/// Of what is about as fast as the fastest: the smallest batch, which costs least memory and keeps nobody waiting for others, then
+/// the most sessions, of which none waits for another one's image.
+fn best(measured: &[Measured]) -> Option<Measured> {
     let fastest = measured.iter().map(|one| one.images_per_second).fold(0.0, f64::max);
     let good = measured.iter().filter(|one| one.images_per_second >= fastest * (1.0 - MARGIN));
-    good.map(|one| one.plan).min_by_key(|plan| (plan.max_batch_size, std::cmp::Reverse(plan.sessions)))
+    good.min_by_key(|one| (one.max_batch_size, std::cmp::Reverse(one.sessions))).copied()
 }
 
-/// Sessions and threads that share `cores`: as many sessions as cores, half as many, and one.
-fn splits(cores: usize, is_cuda: bool, settled: Settled) -> Vec<(usize, usize)> {
-    let mut sessions = match (settled.sessions, is_cuda) {
-        (Some(sessions), _) => vec![sessions],
-        (None, true) => vec![1],
-        (None, false) => vec![cores, cores / 2, 1],
-    };
-    sessions.retain(|&n| n > 0);
-    sessions.dedup();
-    sessions.iter().map(|&n| (n, settled.threads.unwrap_or((cores / n).max(1)))).collect()
-}
-
-fn measure(
-    directory: &ModelDirectory,
-    options: &LoadOptions,
-    settled: Settled,
-) -> Result<Option<Vec<Measured>>, LoadError> {
-    let failed = |source: OnnxError| LoadError::Backbone { path: directory.backbone.clone(), source };
-    let given = preprocessor_of(directory, options)?.output_size();
-    let mut measured = Vec::new();
-    for (n_sessions, threads) in splits(crate::config::cores(), options.session.device.expects_cuda(), settled) {
-        let mut options = LoadOptions { n_sessions, ..options.clone() };
-        (options.session.threads, options.session.cuda) = (threads, directory.cuda);
-        let mut backbones = load_backbones(directory, &mut read_head_files(directory)?, &options, given)?;
-        let size = backbones.sessions.first().and_then(|session| session.image_size(given));
-        let Some((height, width)) = size else { return Ok(None) };
-        let largest = match backbones.provider {
-            onnx::Provider::Cpu => CPU_LARGEST_BATCH,
-            _ => CUDA_LARGEST_BATCH,
-        };
-        let batches = match settled.max_batch_size {
-            Some(only) => vec![only],
-            None => std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|&n| n <= largest).collect(),
-        };
-        let speeds = sweep(&mut backbones.sessions, &batches, height, width).map_err(failed)?;
-        for (max_batch_size, images_per_second) in speeds {
-            let plan = Plan { sessions: n_sessions, threads, max_batch_size };
-            tracing::debug!(model = directory.name, "{plan:?}: {images_per_second:.0} images/s");
-            measured.push(Measured { plan, images_per_second });
-        }
+/// The fewest threads about as fast as the fastest, if that is well ahead of the first.
+fn best_alone(measured: &[MeasuredAlone]) -> usize {
+    let Some(first) = measured.first() else { return 0 };
+    let fastest = measured.iter().map(|one| one.images_per_second).fold(0.0, f64::max);
+    if fastest < first.images_per_second * LONE_GAIN {
+        return first.threads;
     }
-    Ok(Some(measured))
-}
-
-/// The images a second of these sessions together at each batch size that is worth it.
-fn sweep(
-    sessions: &mut [onnx::Backbone],
-    batches: &[usize],
-    height: usize,
-    width: usize,
-) -> Result<Vec<(usize, f64)>, OnnxError> {
-    let start = Instant::now();
-    let pixels = onnx::RandomPixels::new().draw(batches.iter().max().unwrap_or(&0) * 3 * height * width);
-    let mut run = |n: usize| run_together(sessions, &pixels[..n * 3 * height * width], n, height, width);
-    let mut speeds: Vec<(usize, f64)> = Vec::new();
-    let (mut fastest, mut n_slow) = (0.0, 0);
-    for &n in batches {
-        // The first time takes memory, and the second counts.
-        let speed = match run(n).and_then(|_| run(n)) {
-            Ok(speed) => speed,
-            // A batch that the device has no memory for.
-            Err(error) if error.is_out_of_memory() && !speeds.is_empty() => break,
-            Err(error) => return Err(error),
-        };
-        speeds.push((n, speed));
-        n_slow = if speed < fastest * (1.0 - HOPELESS) { n_slow + 1 } else { 0 };
-        fastest = f64::max(fastest, speed);
-        if n_slow == 2 {
-            break;
-        }
-    }
-    for _ in 1..N_ROUNDS {
-        for (n, best) in &mut speeds {
-            if start.elapsed() < LONGEST {
-                *best = best.max(run(*n)?);
-            }
-        }
-    }
-    Ok(speeds)
-}
-
-/// Images a second of all sessions at once, each on a thread of its own.
-fn run_together(
-    sessions: &mut [onnx::Backbone],
-    pixels: &[f32],
-    n: usize,
-    height: usize,
-    width: usize,
-) -> Result<f64, OnnxError> {
-    let run = |session: &mut onnx::Backbone| {
-        let start = Instant::now();
-        let mut n_images = 0;
-        while n_images == 0 || start.elapsed() < SLICE {
-            session.run(pixels, n, height, width)?;
-            n_images += n;
-        }
-        Ok(n_images as f64 / start.elapsed().as_secs_f64())
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = sessions.iter_mut().map(|session| scope.spawn(|| run(session))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or(Ok(0.0))).sum()
-    })
+    let good = measured.iter().filter(|one| one.images_per_second >= fastest * (1.0 - MARGIN));
+    good.map(|one| one.threads).min().unwrap_or(first.threads)
 }
 
 impl StateDir {
@@ -314,7 +236,7 @@ mod tests {
     use super::*;
 
     fn measured(sessions: usize, max_batch_size: usize, images_per_second: f64) -> Measured {
-        Measured { plan: Plan { sessions, threads: 2 / sessions, max_batch_size }, images_per_second }
+        Measured { sessions, threads: 2 / sessions, max_batch_size, images_per_second }
     }
 
     #[test]
@@ -326,31 +248,39 @@ mod tests {
             measured(1, 1, 60.0),
             measured(1, 2, 99.0),
         ];
-        assert_eq!(best(&all), Some(all[1].plan));
-        assert_eq!(best(&all[2..]), Some(all[4].plan));
+        assert_eq!(best(&all), Some(all[1]));
+        assert_eq!(best(&all[2..]), Some(all[4]));
         assert_eq!(best(&[]), None);
     }
 
     #[test]
-    fn cores_are_shared_out_without_a_rest_that_nobody_uses() {
-        let free = Settled::default();
-        assert_eq!(splits(1, false, free), [(1, 1)]);
-        assert_eq!(splits(2, false, free), [(2, 1), (1, 2)]);
-        assert_eq!(splits(16, false, free), [(16, 1), (8, 2), (1, 16)]);
-        assert_eq!(splits(16, true, free), [(1, 16)]);
-        assert_eq!(splits(16, false, Settled { sessions: Some(4), ..free }), [(4, 4)]);
-        assert_eq!(splits(2, false, Settled { sessions: Some(4), threads: Some(3), ..free }), [(4, 3)]);
+    fn an_image_that_is_alone_gets_more_threads_where_it_is_well_faster_with_them() {
+        let alone = |speeds: &[(usize, f64)]| {
+            let measured = |&(threads, images_per_second)| MeasuredAlone { threads, images_per_second };
+            best_alone(&speeds.iter().map(measured).collect::<Vec<_>>())
+        };
+        assert_eq!(alone(&[]), 0);
+        assert_eq!(alone(&[(1, 100.0), (2, 120.0)]), 1);
+        assert_eq!(alone(&[(1, 100.0), (2, 170.0)]), 2);
+        assert_eq!(alone(&[(1, 100.0), (2, 170.0), (4, 300.0), (8, 310.0), (16, 200.0)]), 4);
     }
 
     #[test]
     fn what_was_said_comes_before_what_was_found_and_that_before_the_defaults() {
-        let defaults =
-            |sessions: Option<usize>| Plan { sessions: sessions.unwrap_or(8), threads: 1, max_batch_size: 4 };
-        let found = Plan { sessions: 2, threads: 4, max_batch_size: 16 };
+        let defaults = |sessions: Option<usize>| Plan {
+            sessions: sessions.unwrap_or(8),
+            threads: 1,
+            max_batch_size: 4,
+            lone_threads: 1,
+        };
+        let found = Plan { sessions: 2, threads: 4, max_batch_size: 16, lone_threads: 8 };
         let free = Settled::default();
-        assert_eq!(free.or(None, defaults), Plan { sessions: 8, threads: 1, max_batch_size: 4 });
+        assert_eq!(free.or(None, defaults), Plan { sessions: 8, threads: 1, max_batch_size: 4, lone_threads: 1 });
         assert_eq!(free.or(Some(found), defaults), found);
-        let said = Settled { sessions: Some(4), threads: None, max_batch_size: Some(1) };
-        assert_eq!(said.or(Some(found), defaults), Plan { sessions: 4, threads: 1, max_batch_size: 1 });
+        let said = Settled { sessions: Some(4), threads: None, max_batch_size: Some(1), lone_threads: Some(2) };
+        assert_eq!(
+            said.or(Some(found), defaults),
+            Plan { sessions: 4, threads: 1, max_batch_size: 1, lone_threads: 2 }
+        );
     }
 }
