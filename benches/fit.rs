@@ -192,7 +192,7 @@ impl Table {
     fn add(&mut self, what: &str, limits: &[(&str, f64)], ours: f64, others: Vec<(String, f64)>, gigabytes: f64) {
         let limits = limits.iter().filter(|(_, limit)| limit.is_finite());
         let limits: String = limits.map(|(name, limit)| format!("; {:.2} {name}", ours / limit)).collect();
-        println!("{what}: {ours:.2} s{limits}; at most {gigabytes:.2} GB beside what was there");
+        println!("{what}: {ours:.3} s{limits}; at most {gigabytes:.2} GB beside what was there");
         self.rows.push(Row { what: what.to_owned(), seconds: ours, others });
     }
 
@@ -201,7 +201,7 @@ impl Table {
         for Row { what, seconds, others } in &self.rows {
             for (name, theirs) in others {
                 let who = name.rsplit(": ").next().unwrap();
-                println!("| {what} | {seconds:.2} | {theirs:.2} | {who} | {:.2} |", seconds / theirs);
+                println!("| {what} | {seconds:.3} | {theirs:.3} | {who} | {:.2} |", seconds / theirs);
             }
         }
         if self.others.process.is_none() {

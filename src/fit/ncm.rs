@@ -155,7 +155,7 @@ fn add<const N: usize>(rows: [&[f32]; N], next: [&[f32]; N], sum: &mut [f64]) {
 
 /// Adds `Σₙ sₙ (xₙ − μ)` of a few vectors that these scales bring to length 1: float32 has room for them, and twice as many
 /// of its numbers go into a register. The difference comes first: of a row next to μ nothing else would be left but rounding.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn add_scaled<const N: usize>(rows: [&[f32]; N], next: [&[f32]; N], center: &[f32], scales: [f32; N], sum: &mut [f64]) {
     let dim = sum.len();
     let (sums, rest_of_sum) = sum.as_chunks_mut::<LINE>();
@@ -200,7 +200,7 @@ fn prefetch<const N: usize>(rows: [&[f32]; N], line: usize) {
 }
 
 /// `‖xₙ − μ‖²`, to 1e-7 of itself if no square leaves the range of f32.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn squared_distances<const N: usize>(rows: [&[f32]; N], center: &[f32]) -> [f64; N] {
     // Sums side by side: one alone would wait for each addition to end. None of them takes more than eight squares in f32.
     const LANES: usize = 16;
