@@ -12,8 +12,8 @@ use bytes::Bytes;
 use shuttle::{future::block_on, sync::mpsc, thread};
 
 use super::{
-    Backbone, Backbones, BatchError, BatchLimits, Batcher, DecodePool, Inputs, Output, Outputs, Rebuild, Wanted,
-    collect,
+    Backbone, Backbones, BatchError, BatchLimits, Batcher, DecodePool, Inputs, Occupancy, Output, Outputs, Rebuild,
+    Wanted, collect,
     queue::{Receiver, queue},
 };
 use crate::{
@@ -63,7 +63,8 @@ fn batcher_with(
 ) -> (Batcher, mpsc::Receiver<()>) {
     let (gone, ends) = mpsc::channel();
     let make = move || Box::new(RedPixel(gone.clone())) as Box<dyn Backbone>;
-    let backbones = Backbones { each: (0..n_workers).map(|_| make()).collect(), lone: has_lone.then(|| make()) };
+    let each = (0..n_workers).map(|_| make()).collect();
+    let backbones = Backbones { each, lone: has_lone.then(&make), occupancy: Occupancy::default() };
     let make = shuttle::sync::Mutex::new(make);
     let rebuild: Rebuild = Arc::new(move || match can_rebuild {
         true => Ok(make.lock().unwrap()()),

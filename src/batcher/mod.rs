@@ -38,7 +38,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 pub use decode_pool::DecodePool;
 pub use job::{BatchError, HeadRequest, Output, Timing, Wanted};
-pub use lone::Backbones;
+pub use lone::{Backbones, Occupancy};
 pub use scorers::ScorerPool;
 pub use worker::{Backbone, Rebuild};
 
@@ -154,6 +154,7 @@ impl Batcher {
             n_working: Arc::clone(&n_working),
             jobs,
             lone: Arc::new(Lone::new(backbones.lone)),
+            occupancy: backbones.occupancy,
             preprocessor: preprocessor.clone(),
             rebuild,
             limits,

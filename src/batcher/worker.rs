@@ -11,7 +11,7 @@ use super::{
     BatchLimits,
     device::{self, NoSession, Told},
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
-    lone::Lone,
+    lone::{Lone, Occupancy},
     queue::{Nothing, Receiver},
     scorers::TakenScorers,
 };
@@ -68,6 +68,7 @@ pub(super) struct Shared {
     pub(super) n_working: Arc<AtomicUsize>,
     pub(super) jobs: Receiver<Job>,
     pub(super) lone: Arc<Lone>,
+    pub(super) occupancy: Occupancy,
     pub(super) preprocessor: Preprocessor,
     pub(super) rebuild: Rebuild,
     pub(super) limits: BatchLimits,
@@ -130,7 +131,9 @@ impl Worker {
 
     fn work(&mut self) -> Stop {
         self.tell_memory();
+        let occupancy = self.shared.occupancy.clone();
         while let Some(first) = self.shared.jobs.recv() {
+            let _until_answered = occupancy.begin();
             let batch = self.shared.fill(first);
             self.process(batch);
             self.tell_memory();
@@ -283,7 +286,7 @@ impl Worker {
             Some((height, width)) => {
                 let (size, metrics) = ((height, width), &self.shared.metrics);
                 if let [Job { input: Input::Pixels { pixels, .. }, .. }] = group.jobs.as_slice() {
-                    let is_alone = self.shared.all_others_wait();
+                    let is_alone = self.shared.occupancy.is_of_one();
                     if let Some(features) = self.shared.lone.run(pixels, size, is_alone, metrics) {
                         return Ok(features);
                     }
@@ -340,11 +343,6 @@ impl Worker {
 }
 
 impl Shared {
-    /// Whether no other worker that has a session has anything to do.
-    fn all_others_wait(&self) -> bool {
-        self.n_working.load(Ordering::Acquire) <= 1 + self.jobs.n_idle()
-    }
-
     /// The rest of a batch: an even share of what waits, so that idle workers have work too, up to the maximum; or what comes
     /// within the delay, if there is one. Each image is decoded as it is taken, if that is not done yet. Jobs that nobody
     /// waits for any more are skipped.

@@ -144,7 +144,7 @@ pub(crate) fn classifier_head_file(cut: &CutClassifier, train_counts: Option<&[u
     bytes
 }
 
-/// Runs every session once at each batch size, and hands them on, the one for lone images apart.
+/// Runs every session once at each batch size, and hands them on.
 pub(super) fn warm_up(
     directory: &ModelDirectory,
     backbones: LoadedBackbones,
@@ -165,7 +165,7 @@ pub(super) fn warm_up(
     }
     // It has run already, when it was compared, and is given nothing but single images.
     let lone = backbones.lone.map(|lone| -> Box<dyn Backbone> { Box::new(lone) });
-    Ok(Backbones { each, lone })
+    Ok(Backbones { each, lone, occupancy: options.occupancy.clone() })
 }
 
 /// Runs a session once at each batch size that is to be warmed, if it is known of which size the images are.

@@ -16,7 +16,7 @@ use super::{
     builder::HeadBuilder, manifest::Manifest, model::Writer, replica::Replica,
 };
 use crate::{
-    batcher::{Backbones, BatchLimits, Batcher},
+    batcher::{Backbones, BatchLimits, Batcher, Occupancy},
     dataset::Shot,
     heads::{BiasMode, Digest, Head, HeadFile, HeadKind, Parameters, Settings},
     metrics::Metrics,
@@ -74,7 +74,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
     store.create(&Manifest::of("m", &state, (None, &Author::server(), change))).unwrap();
     let config = serde_json::from_str(r#"{"mean": [0, 0, 0], "std": [1, 1, 1]}"#).unwrap();
     let batcher = Batcher::start(
-        Backbones { each: Vec::new(), lone: None },
+        Backbones { each: Vec::new(), lone: None, occupancy: Occupancy::default() },
         Arc::new(|| Err("there is none".into())),
         Preprocessor::new(config, DecodeLimits::default()).unwrap(),
         None,

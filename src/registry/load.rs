@@ -18,7 +18,7 @@ use super::{
     tuning::Tuning,
 };
 use crate::{
-    batcher::{Backbone, Backbones, BatchLimits, Batcher, DecodePool, Rebuild},
+    batcher::{Backbone, Backbones, BatchLimits, Batcher, DecodePool, Occupancy, Rebuild},
     dataset::Shot,
     files::{FileUnreadable, read},
     heads::{Digest, HeadFile, HeadFileError},
@@ -37,6 +37,8 @@ pub struct LoadOptions {
     pub n_sessions: usize,
     /// Threads for an image while no other is worked on. More than a session has: another session with so many; CPU alone.
     pub lone_threads: usize,
+    /// Of the cores, by all models of the server.
+    pub occupancy: Occupancy,
     /// The bounds of the queue and the batches.
     pub limits: BatchLimits,
     /// The bounds of an image.
@@ -177,8 +179,8 @@ pub fn load_model_with(
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
     let source = BackboneSource::new(directory, (backbones.is_cut, provider), &preprocessor, options)?;
     let lone_threads = if backbones.lone.is_some() { options.lone_threads } else { options.session.threads };
-    let Backbones { each, lone } = warm_up(directory, backbones, &preprocessor, options)?;
-    let backbones = Backbones { each: each.into_iter().map(&wrap).collect(), lone: lone.map(&wrap) };
+    let Backbones { each, lone, occupancy } = warm_up(directory, backbones, &preprocessor, options)?;
+    let backbones = Backbones { each: each.into_iter().map(&wrap).collect(), lone: lone.map(&wrap), occupancy };
     let rebuild: Rebuild = Arc::new(move || Ok(wrap(Box::new(source.make()?))));
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;

@@ -21,7 +21,7 @@ pub use tls::TlsError;
 
 use crate::{
     access::{Access, TokenFileError},
-    batcher::{BatchLimits, DecodePool},
+    batcher::{BatchLimits, DecodePool, Occupancy},
     config::{AdminToken, Config, cloud_options, cores},
     http::{self, App, Phase},
     jobs::{FitJobs, FitOptions},
@@ -124,6 +124,7 @@ pub fn load_options(
         },
         n_sessions: plan.sessions,
         lone_threads: plan.lone_threads,
+        occupancy: Occupancy::default(),
         limits: BatchLimits {
             queue_capacity: config.queue_capacity,
             max_batch_size: plan.max_batch_size,
