@@ -49,7 +49,7 @@ bench: ort ## Run the benchmarks
 
 BENCH_FIT_VENV = .work/bench-fit/.venv
 
-bench-fit: ort $(BENCH_FIT_VENV)/ready ## Time fits at the size of ImageNet-LT beside numpy and torch (2 GB of disk, ten minutes)
+bench-fit: ort $(BENCH_FIT_VENV)/ready ## Time fits at the size of ImageNet-LT, or EQUIPOISE_BENCH_SIZE=inaturalist-2018, beside torch (2 GB, ten minutes)
 	EQUIPOISE_BENCH_PYTHON=$(BENCH_FIT_VENV)/bin/python $(CARGO) bench --locked --bench fit
 
 $(BENCH_FIT_VENV)/ready: benches/fit_requirements.txt

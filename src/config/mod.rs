@@ -94,8 +94,9 @@ pub struct ServeOptions {
     pub lone_threads: Option<usize>,
 
     /// Measure at the start how each model runs best on this machine, and choose sessions, threads and batch size by that where
-    /// they are not given, for one image at a time as well. Takes some seconds for each model, once: the result is kept in the state directory, and measured
-    /// again when the model, the machine, ONNX Runtime or these options have changed
+    /// they are not given, and threads for images that come one at a time. Takes some seconds for each model, once: the result
+    /// is kept in the state directory, and measured again when the model, the machine, ONNX Runtime or these options have
+    /// changed
     #[arg(long, env = "EQUIPOISE_TUNE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub tune: Option<bool>,

@@ -65,14 +65,14 @@ pub(super) fn load_backbones(
     let model = cut.as_ref().map_or(file.as_slice(), |cut| &cut.backbone);
     let image_size = first.image_size(image_size);
     let mut of_each = vec![options.session.clone(); options.n_sessions.max(1)];
-    if let (Some(lone), Some(first)) = (lone_options(options, provider, image_size), of_each.first_mut()) {
+    if let (Some(lone), Some(of_one)) = (lone_options(options, provider, image_size), of_each.first_mut()) {
         // They hardly ever run at the same time.
-        first.shares_arena = lone.shares_arena;
+        of_one.shares_arena = lone.shares_arena;
         of_each.push(lone);
     }
     let mut sessions = first.replicate(model, path.parent(), &of_each, image_size).map_err(failed)?;
     let lone = match image_size {
-        Some(size) if sessions.len() > options.n_sessions.max(1) => agreeing(&mut sessions, size).map_err(failed)?,
+        Some(size) if sessions.len() > options.n_sessions.max(1) => agreeing(&mut sessions, size),
         _ => None,
     };
     Ok(LoadedBackbones { sessions, lone, feature_dim, provider, is_cut: cut.is_some() })
@@ -86,28 +86,26 @@ fn lone_options(
     image_size: Option<(usize, usize)>,
 ) -> Option<SessionOptions> {
     let threads = options.lone_threads;
-    let is_wanted = threads > options.session.threads && provider == onnx::Provider::Cpu;
-    let (spinning, shares_arena) = (true, true);
-    (is_wanted && image_size.is_some()).then(|| SessionOptions {
-        threads,
-        spinning,
-        shares_arena,
-        ..options.session.clone()
-    })
+    if threads <= options.session.threads || provider != onnx::Provider::Cpu {
+        return None;
+    }
+    if image_size.is_none() {
+        tracing::warn!("the size of the tensors depends on the image, and lone images have no threads of their own");
+        return None;
+    }
+    Some(SessionOptions { threads, spinning: true, shares_arena: true, ..options.session.clone() })
 }
 
 /// Takes off the last session, and gives it back if its features are the first one's to the last bit: what an image is answered
 /// must not depend on what else there is to do.
-fn agreeing(
-    sessions: &mut Vec<onnx::Backbone>,
-    (height, width): (usize, usize),
-) -> Result<Option<onnx::Backbone>, OnnxError> {
-    let (Some(mut lone), Some(first)) = (sessions.pop(), sessions.first_mut()) else { return Ok(None) };
-    let agrees = lone.agrees_with(first, height, width)?;
-    if !agrees {
-        tracing::info!("with more threads the backbone gives other features, and lone images go without");
+fn agreeing(sessions: &mut Vec<onnx::Backbone>, (height, width): (usize, usize)) -> Option<onnx::Backbone> {
+    let mut lone = sessions.pop()?;
+    let agrees = lone.agrees_with(sessions.first_mut()?, height, width);
+    if !matches!(agrees, Ok(true)) {
+        tracing::warn!(?agrees, "with more threads the backbone gives other features, and lone images go without");
+        return None;
     }
-    Ok(agrees.then_some(lone))
+    Some(lone)
 }
 
 /// The classifier in `path`, cut in two. The widths are what the heads ask for and what the file gives.
