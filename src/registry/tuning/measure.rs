@@ -18,7 +18,7 @@ use crate::{
 /// For how long each plan is measured at a time, and how often: the best of these counts, since others only ever slow it down.
 const SLICE: Duration = Duration::from_millis(60);
 const N_ROUNDS: usize = 8;
-/// No more rounds of one split of the cores after that.
+/// No more rounds of one split of the cores, or of one number of threads, after that.
 const LONGEST: Duration = Duration::from_secs(10);
 /// Larger batches gained nothing on the machine that was tried.
 const CPU_LARGEST_BATCH: usize = 32;
@@ -38,6 +38,7 @@ fn splits(cores: usize, is_cuda: bool, settled: Settled) -> Vec<(usize, usize)> 
     sessions.iter().map(|&n| (n, settled.threads.unwrap_or((cores / n).max(1)))).collect()
 }
 
+/// What each split of the cores reaches at each batch size that is worth it; `None` where images have no size until they are there.
 pub(super) fn measure(
     directory: &ModelDirectory,
     options: &LoadOptions,
@@ -79,22 +80,16 @@ fn threads_alone(threads: usize, cores: usize) -> Vec<usize> {
 }
 
 /// What one image at a time takes with a session like those that were chosen, and with more threads in one of its own. Nothing
-/// where it is settled, or where there are no more cores, or no session for lone images can be had.
+/// where there are no more cores, or where no session for lone images can be had.
 pub(super) fn measure_alone(
     directory: &ModelDirectory,
     options: &LoadOptions,
     best: &Measured,
-    settled: Settled,
 ) -> Result<Vec<MeasuredAlone>, LoadError> {
     let failed = |source: OnnxError| LoadError::Backbone { path: directory.backbone.clone(), source };
     let given = preprocessor_of(directory, options)?.output_size();
-    let mut measured: Vec<MeasuredAlone> = Vec::new();
-    let mut add = |threads, images_per_second: f64| match measured.iter_mut().find(|one| one.threads == threads) {
-        Some(one) => one.images_per_second = one.images_per_second.max(images_per_second),
-        None => measured.push(MeasuredAlone { threads, images_per_second }),
-    };
-    let more = threads_alone(best.threads, cores());
-    for &lone_threads in more.iter().skip(1).filter(|_| settled.lone_threads.is_none()) {
+    let mut measured = vec![MeasuredAlone { threads: best.threads, images_per_second: 0.0 }];
+    for &lone_threads in &threads_alone(best.threads, cores())[1..] {
         let mut options = LoadOptions { n_sessions: 1, lone_threads, ..options.clone() };
         (options.session.threads, options.session.cuda) = (best.threads, directory.cuda);
         let backbones = load_backbones(directory, &mut read_head_files(directory)?, &options, given)?;
@@ -103,21 +98,27 @@ pub(super) fn measure_alone(
         };
         let Some((height, width)) = session.image_size(given) else { break };
         let pixels = onnx::RandomPixels::new().draw(3 * height * width);
-        // The first round takes memory.
-        for round in 0..=N_ROUNDS {
-            for (threads, session) in [(best.threads, &mut session), (lone_threads, &mut lone)] {
-                let one = std::slice::from_mut(session);
-                let images_per_second = run_together(one, &pixels, 1, height, width).map_err(failed)?;
-                if round > 0 {
-                    add(threads, images_per_second);
-                }
+        let speed = |session: &mut onnx::Backbone| {
+            run_together(std::slice::from_mut(session), &pixels, 1, height, width).map_err(failed)
+        };
+        let start = Instant::now();
+        // The first time takes memory, and the second counts.
+        speed(&mut session)?;
+        speed(&mut lone)?;
+        let (mut of_session, mut of_lone) = (0.0f64, 0.0f64);
+        for round in 0..N_ROUNDS {
+            if round == 0 || start.elapsed() < LONGEST {
+                of_session = of_session.max(speed(&mut session)?);
+                of_lone = of_lone.max(speed(&mut lone)?);
             }
         }
+        measured[0].images_per_second = measured[0].images_per_second.max(of_session);
+        measured.push(MeasuredAlone { threads: lone_threads, images_per_second: of_lone });
     }
     for one in &measured {
         tracing::debug!(model = directory.name, "{one:?}");
     }
-    Ok(measured)
+    Ok(if measured.len() < 2 { Vec::new() } else { measured })
 }
 
 /// The images a second of these sessions together at each batch size that is worth it.

@@ -39,7 +39,7 @@ pub struct Plan {
 }
 
 /// The part of a [`Plan`] that is settled already, and need not be found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
     /// Sessions side by side.
     pub sessions: Option<usize>,
@@ -117,10 +117,8 @@ struct Circumstances {
     cuda: String,
     cores: usize,
     cpu: String,
-    sessions: Option<usize>,
-    threads: Option<usize>,
-    max_batch_size: Option<usize>,
-    lone_threads: Option<usize>,
+    #[serde(flatten)]
+    settled: Settled,
 }
 
 impl Circumstances {
@@ -134,10 +132,7 @@ impl Circumstances {
             cuda: directory.cuda.to_string(),
             cores: crate::config::cores(),
             cpu: cpu_name(),
-            sessions: settled.sessions,
-            threads: settled.threads,
-            max_batch_size: settled.max_batch_size,
-            lone_threads: settled.lone_threads,
+            settled,
         })
     }
 }
@@ -174,7 +169,10 @@ pub fn tune(directory: &ModelDirectory, options: &LoadOptions, settled: Settled)
         return Ok(None);
     };
     let Some(best) = best(&measured) else { return Ok(None) };
-    let measured_alone = measure_alone(directory, options, &best, settled)?;
+    let measured_alone = match settled.lone_threads {
+        Some(_) => Vec::new(),
+        None => measure_alone(directory, options, &best)?,
+    };
     let lone_threads = settled.lone_threads.unwrap_or_else(|| best_alone(&measured_alone));
     let Measured { sessions, threads, max_batch_size, .. } = best;
     let plan = Plan { sessions, threads, max_batch_size, lone_threads };
