@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{
     FitError, Progress, Samples, Watch,
     engine::{Engine, RawScores, pieces},
+    give_way::give_way,
     minimise::ROWS_AT_ONCE,
 };
 use crate::{
@@ -173,7 +174,10 @@ pub(super) fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> O 
 pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> + Send, work: impl Fn(I) + Sync) {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     if n_threads <= 1 {
-        return items.for_each(work);
+        return items.for_each(|item| {
+            work(item);
+            give_way();
+        });
     }
     let items = Mutex::new(items);
     let run = || {
@@ -181,6 +185,7 @@ pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> 
             let next = items.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(item) = next else { return };
             work(item);
+            give_way();
         }
     };
     std::thread::scope(|scope| {

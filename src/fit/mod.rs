@@ -12,6 +12,7 @@
 
 mod engine;
 mod file;
+mod give_way;
 mod lbfgs;
 #[cfg(target_arch = "x86_64")]
 mod linear_sgd;

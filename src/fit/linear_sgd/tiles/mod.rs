@@ -15,7 +15,10 @@ mod amx;
 use std::ops::Range;
 
 use super::{Found, OfRow, Update, each};
-use crate::{fit::engine::Batch, heads::exp_of_negative};
+use crate::{
+    fit::{engine::Batch, give_way::give_way},
+    heads::exp_of_negative,
+};
 pub(super) use amx::Amx;
 use amx::{BYTES_AHEAD, Block, Factor, SIDE, Tiles, left_factor, right_factor, transposed_right_factor};
 
@@ -176,6 +179,7 @@ fn score(panels: &mut [Panel], batch: &Gathered<'_>, scratch: &mut Scratch) {
                 if of_features.end == features.n_panels {
                     panel.exponentiate(rows.clone(), of_rows);
                 }
+                give_way();
                 rest = next;
             }
         }
@@ -191,9 +195,11 @@ fn descend(panels: &mut [Panel], batch: &Gathered<'_>, update: Update, scratch: 
         for (panel, left) in panels.iter_mut().zip(scratch.left.chunks_exact_mut(n_row_panels)) {
             panel.residuals(left, of_rows);
             panel.update_bias(update);
+            give_way();
         }
         for index in 0..features.n_panels {
             update_weights(panels, &tiles, index, features, update, scratch);
+            give_way();
         }
     }
 }

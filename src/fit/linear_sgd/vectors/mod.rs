@@ -14,7 +14,10 @@ use std::{
 };
 
 use super::{Found, OfRow, Update, each};
-use crate::{fit::engine::Batch, heads::exp_of_negative};
+use crate::{
+    fit::{engine::Batch, give_way::give_way},
+    heads::exp_of_negative,
+};
 use lanes::{Lanes, forward_tile, update_tile};
 
 const LINE_BYTES: usize = 64;
@@ -255,10 +258,14 @@ unsafe fn score<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gathe
                     // SAFETY: the caller's.
                     unsafe { forward_tile::<L, ROWS>(x, stride, n, weight, scores) };
                 }
+                give_way();
             }
         }
     }
-    panels.iter_mut().for_each(|panel| panel.exponentiate(columns, of_rows));
+    for panel in panels {
+        panel.exponentiate(columns, of_rows);
+        give_way();
+    }
 }
 
 /// # Safety
@@ -271,6 +278,7 @@ unsafe fn descend<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gat
     for panel in &mut *panels {
         panel.residuals(columns, of_rows);
         panel.update_bias(columns, update);
+        give_way();
     }
     let at_once = (L::FEATURES_AT_ONCE_BYTES / (stride * 4)).max(1);
     for first in (0..features.n_panels).step_by(at_once) {
@@ -282,6 +290,7 @@ unsafe fn descend<L: Lanes, const ROWS: usize>(panels: &mut [Panel], batch: &Gat
                 // SAFETY: the caller's.
                 unsafe { update_tile::<L, ROWS>(x, scores, features.n_rows, weight, velocity, update) };
             }
+            give_way();
         }
     }
 }
