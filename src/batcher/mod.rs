@@ -26,6 +26,7 @@ mod job;
 mod lone;
 mod queue;
 mod scorers;
+mod turns;
 mod worker;
 
 use std::{

@@ -14,6 +14,7 @@ use super::{
     lone::{Lone, Occupancy},
     queue::{Nothing, Receiver},
     scorers::TakenScorers,
+    turns::Turns,
 };
 use crate::{
     heads::Scores,
@@ -83,6 +84,7 @@ pub(super) struct Worker {
     /// Whether the session is broken, as far as the last batch could tell.
     is_broken: bool,
     told: Told,
+    turns: Turns,
     pixels: Vec<f32>,
     logits: Vec<f64>,
 }
@@ -105,8 +107,17 @@ struct Group {
 
 impl Worker {
     pub(super) fn new(index: usize, backbone: Box<dyn Backbone>, shared: Shared) -> Self {
-        let (scorers, pixels, logits) = (TakenScorers::default(), Vec::new(), Vec::new());
-        Self { index, shared, backbone, scorers, is_broken: false, told: Told::default(), pixels, logits }
+        Self {
+            index,
+            shared,
+            backbone,
+            scorers: TakenScorers::default(),
+            is_broken: false,
+            told: Told::default(),
+            turns: Turns::default(),
+            pixels: Vec::new(),
+            logits: Vec::new(),
+        }
     }
 
     /// Works until the last sender is gone and the queue is empty.
@@ -134,7 +145,7 @@ impl Worker {
         let occupancy = self.shared.occupancy.clone();
         while let Some(first) = self.shared.jobs.recv() {
             let _until_answered = occupancy.begin();
-            let batch = self.shared.fill(first);
+            let batch = self.shared.fill(first, &mut self.turns);
             self.process(batch);
             self.tell_memory();
             if self.is_broken {
@@ -348,7 +359,7 @@ impl Shared {
     /// waits for any more are skipped.
     ///
     /// Why a share? On the CPU two batches of four on two cores end sooner than one batch of eight on one.
-    fn fill(&mut self, first: Job) -> Vec<Job> {
+    fn fill(&mut self, first: Job, turns: &mut Turns) -> Vec<Job> {
         let BatchLimits { max_batch_size, max_queue_delay, .. } = self.limits;
         let share = (self.jobs.len() + 1).div_ceil(self.n_workers.max(1)).min(max_batch_size);
         let target = if max_queue_delay > Duration::ZERO { max_batch_size } else { share };
@@ -366,8 +377,13 @@ impl Shared {
             });
             if let Some(job) = wanted {
                 n += job.n;
-                decoding += job.preprocess.saturating_sub(was_decoded);
+                let took = job.preprocess.saturating_sub(was_decoded);
+                decoding += took;
                 batch.push(job);
+                // Who is alone has nobody to let go first.
+                if !took.is_zero() && !self.occupancy.is_of_one() {
+                    turns.give();
+                }
             }
             next = match n {
                 n if n >= target || decoding >= longest_decoding => None,
