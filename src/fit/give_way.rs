@@ -1,7 +1,7 @@
 //! A fit beside what serves.
 
-/// Lets whoever waits for this core have it at once, if this thread has a low priority; called after every hundred microseconds
-/// of work or so.
+/// Lets whoever waits for this core have it at once, if this thread has a low priority; called after every piece of
+/// work, of about a hundred microseconds, rarely more than a millisecond.
 ///
 /// Why is the priority not enough? Linux (since 6.6) does not always prefer a thread of a higher one as soon as it wakes, and
 /// then looks again at the next tick of its clock, up to four milliseconds later: ten times what a small network takes.

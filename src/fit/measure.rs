@@ -172,12 +172,13 @@ pub(super) fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> O 
 
 /// `work` on every item, on all cores.
 pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> + Send, work: impl Fn(I) + Sync) {
+    let work = |item| {
+        work(item);
+        give_way();
+    };
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
     if n_threads <= 1 {
-        return items.for_each(|item| {
-            work(item);
-            give_way();
-        });
+        return items.for_each(work);
     }
     let items = Mutex::new(items);
     let run = || {
@@ -185,7 +186,6 @@ pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> 
             let next = items.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(item) = next else { return };
             work(item);
-            give_way();
         }
     };
     std::thread::scope(|scope| {
