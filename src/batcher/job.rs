@@ -42,6 +42,18 @@ pub enum BatchError {
         /// Why.
         source: Arc<ImageError>,
     },
+    /// Images of a size that the model cannot take.
+    #[error("image {index}: the model does not take images of {height} x {width} pixels (height x width): {reason}")]
+    ImageSize {
+        /// Its index in the request, from 0.
+        index: usize,
+        /// Rows of its tensor.
+        height: usize,
+        /// Columns of its tensor.
+        width: usize,
+        /// What it takes, as far as that is known.
+        reason: String,
+    },
     /// The features of a row are so large that the logits are not finite numbers.
     #[error("row {row}: the logits are not finite")]
     NotFinite {

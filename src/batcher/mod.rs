@@ -18,6 +18,7 @@
 //!   can be made it takes nothing, and without any worker left the model is not available.
 //! * A caller that hung up has dropped its reply: its images are skipped wherever they are.
 
+mod batch;
 mod decode_pool;
 mod device;
 #[cfg(all(test, feature = "shuttle"))]
@@ -293,6 +294,7 @@ async fn collect(replies: Vec<Reply>) -> Result<Outputs, BatchError> {
     for (index, reply) in replies.into_iter().enumerate() {
         let answer = reply.await.map_err(|_| BatchError::WorkerLost)?.map_err(|error| match error {
             BatchError::Image { source, .. } => BatchError::Image { index, source },
+            BatchError::ImageSize { height, width, reason, .. } => BatchError::ImageSize { index, height, width, reason },
             BatchError::NotFinite { row } => BatchError::NotFinite { row: outputs.rows.len() + row },
             other => other,
         })?;

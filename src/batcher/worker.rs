@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     BatchLimits,
+    batch::{Group, group},
     device::{self, NoSession, Told},
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
     lone::{Lone, Occupancy},
@@ -57,10 +58,6 @@ pub type Rebuild = Arc<dyn Fn() -> Result<Box<dyn Backbone>, Box<dyn Error + Sen
 /// After a session could not be made, the time until the next try; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Once decoding has taken so long, a batch goes as it is, unless a longer delay was asked for: the first of it would wait for
-/// large photos behind it, and what a larger batch saves on the CPU is a fraction of a millisecond.
-const LONGEST_DECODING: Duration = Duration::from_millis(10);
-
 /// What the workers of a model share.
 #[derive(Clone)]
 pub(super) struct Shared {
@@ -83,6 +80,8 @@ pub(super) struct Worker {
     scorers: TakenScorers,
     /// Whether the session is broken, as far as the last batch could tell.
     is_broken: bool,
+    /// Height and width of images that the model can take.
+    proved_size: Option<(usize, usize)>,
     told: Told,
     turns: Turns,
     pixels: Vec<f32>,
@@ -97,22 +96,17 @@ enum Stop {
     Broken,
 }
 
-/// Jobs whose inputs go through together.
-struct Group {
-    jobs: Vec<Job>,
-    n: usize,
-    /// Height and width of the pixels; `None` for feature rows.
-    size: Option<(usize, usize)>,
-}
-
 impl Worker {
     pub(super) fn new(index: usize, backbone: Box<dyn Backbone>, shared: Shared) -> Self {
+        // Of that size it has been warmed.
+        let proved_size = shared.preprocessor.output_size();
         Self {
             index,
             shared,
             backbone,
             scorers: TakenScorers::default(),
             is_broken: false,
+            proved_size,
             told: Told::default(),
             turns: Turns::default(),
             pixels: Vec::new(),
@@ -221,15 +215,30 @@ impl Worker {
         self.shared.metrics.workers.set(i64::try_from(n_working).unwrap_or(i64::MAX));
     }
 
-    /// Looks whether the session still works on a black image, where it has failed on a batch: that may be the batch's fault.
-    fn find_out(&mut self, size: Option<(usize, usize)>, error: &OnnxError) {
-        if !error.is_of_the_session() {
-            return;
+    /// Answers a group on which the model failed, and looks whether the session still works: on a black image of a size with which
+    /// it has worked, so that no caller's image costs the others a session. If it does, another size is what the model cannot take.
+    fn fail(&mut self, group: Group, error: OnnxError) {
+        let mut too_odd = match (&error, group.size) {
+            (OnnxError::ImageShape { expected, .. }, Some(_)) => Some(format!("it takes {expected}")),
+            _ => None,
+        };
+        if error.is_of_the_session() {
+            // A head's session is made again when it is needed.
+            self.scorers.clear();
+            if let (Some(size), Some((height, width))) = (group.size, self.proved_size) {
+                self.is_broken = self.backbone.run(&vec![0.0; 3 * height * width], 1, height, width).is_err();
+                if !self.is_broken && size != (height, width) && !error.is_out_of_memory() {
+                    too_odd = Some(format!("it failed on them, and not on {height} x {width}"));
+                }
+            }
         }
-        // A head's session is made again when it is needed.
-        self.scorers.clear();
-        if let Some((height, width)) = size {
-            self.is_broken = self.backbone.run(&vec![0.0; 3 * height * width], 1, height, width).is_err();
+        match (too_odd, group.size) {
+            (Some(reason), Some((height, width))) => {
+                tracing::warn!(%error, batch_size = group.n, "the model does not take images of {height} x {width}");
+                let error = BatchError::ImageSize { index: 0, height, width, reason };
+                group.jobs.into_iter().for_each(|job| job.fail(error.clone()));
+            }
+            _ => fail_all(group, error),
         }
     }
 
@@ -251,21 +260,16 @@ impl Worker {
         }
         let (features, backbone_time) = match self.features(&group) {
             Ok(features) => (features, start.elapsed()),
-            Err(error) => {
-                self.find_out(group.size, &error);
-                return fail_all(group, error);
-            }
+            Err(error) => return self.fail(group, error),
         };
         if group.size.is_some() {
+            self.proved_size = group.size;
             self.shared.metrics.phase(Phase::Backbone).observe(backbone_time.as_secs_f64());
         }
         let head_start = Instant::now();
         let answers = match self.answers(&group, &features) {
             Ok(answers) => answers,
-            Err(error) => {
-                self.find_out(group.size, &error);
-                return fail_all(group, error);
-            }
+            Err(error) => return self.fail(group, error),
         };
         let head_time = head_start.elapsed();
         self.shared.metrics.phase(Phase::Head).observe(head_time.as_secs_f64());
@@ -351,69 +355,6 @@ impl Worker {
         }
         Ok(answers)
     }
-}
-
-impl Shared {
-    /// The rest of a batch: an even share of what waits, so that idle workers have work too, up to the maximum; or what comes
-    /// within the delay, if there is one. Each image is decoded as it is taken, if that is not done yet. Jobs that nobody
-    /// waits for any more are skipped.
-    ///
-    /// Why a share? On the CPU two batches of four on two cores end sooner than one batch of eight on one.
-    fn fill(&mut self, first: Job, turns: &mut Turns) -> Vec<Job> {
-        let BatchLimits { max_batch_size, max_queue_delay, .. } = self.limits;
-        let share = (self.jobs.len() + 1).div_ceil(self.n_workers.max(1)).min(max_batch_size);
-        let target = if max_queue_delay > Duration::ZERO { max_batch_size } else { share };
-        let until = first.queued_at + max_queue_delay;
-        let longest_decoding = LONGEST_DECODING.max(max_queue_delay);
-        let mut batch = Vec::with_capacity(target);
-        let (mut n, mut decoding) = (0, Duration::ZERO);
-        let mut next = Some(first);
-        while let Some(job) = next {
-            let was_decoded = job.preprocess;
-            let wanted = job.still_wanted(Instant::now()).and_then(|mut job| {
-                // It waits no longer: its places are the next one's.
-                job.place = None;
-                job.decoded(&self.preprocessor, &self.metrics)
-            });
-            if let Some(job) = wanted {
-                n += job.n;
-                let took = job.preprocess.saturating_sub(was_decoded);
-                decoding += took;
-                batch.push(job);
-                // Who is alone has nobody to let go first.
-                if !took.is_zero() && !self.occupancy.is_of_one() {
-                    turns.give();
-                }
-            }
-            next = match n {
-                n if n >= target || decoding >= longest_decoding => None,
-                // What already waits comes first, whatever the time.
-                _ => self.jobs.recv_until(until).ok(),
-            };
-        }
-        batch
-    }
-}
-
-/// Splits a batch by what can go through together: feature rows, and pixels of equal size.
-fn group(batch: Vec<Job>) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::with_capacity(1);
-    for job in batch {
-        let size = match &job.input {
-            Input::Pixels { height, width, .. } => Some((*height, *width)),
-            Input::Features { .. } => None,
-            // What is in a batch has been decoded.
-            Input::Encoded(_) => continue,
-        };
-        match groups.iter_mut().find(|group| group.size == size) {
-            Some(group) => {
-                group.n += job.n;
-                group.jobs.push(job);
-            }
-            None => groups.push(Group { n: job.n, jobs: vec![job], size }),
-        }
-    }
-    groups
 }
 
 fn heads_of(wanted: &Wanted) -> &[HeadRequest] {

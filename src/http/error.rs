@@ -151,7 +151,7 @@ impl ApiError {
             Self::Batch(error) => match error {
                 BatchError::QueueFull { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
                 BatchError::TooManyImages { .. } => (S::PAYLOAD_TOO_LARGE, "too_many_images"),
-                BatchError::Image { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_image"),
+                BatchError::Image { .. } | BatchError::ImageSize { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_image"),
                 BatchError::NotFinite { .. } => (S::UNPROCESSABLE_ENTITY, "not_finite"),
                 BatchError::DeadlineExceeded => (S::GATEWAY_TIMEOUT, "deadline_exceeded"),
                 BatchError::Model { .. } => (S::INTERNAL_SERVER_ERROR, "model_failed"),

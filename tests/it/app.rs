@@ -449,6 +449,8 @@ struct Orders {
     fault: Option<(usize, Fault)>,
     /// Images for which the device has memory.
     largest_batch: Option<usize>,
+    /// The network takes no image with fewer rows.
+    smallest_image: usize,
     device_memory: Option<DeviceMemory>,
     /// Images of each run so far.
     runs: Vec<usize>,
@@ -477,6 +479,11 @@ impl StandIn {
     /// From now on a batch of more images runs out of memory.
     pub(crate) fn has_memory_for(&self, largest_batch: usize) {
         self.orders.0.lock().unwrap().largest_batch = Some(largest_batch);
+    }
+
+    /// From now on an image with fewer rows is too small for the network.
+    pub(crate) fn takes_from(&self, smallest_image: usize) {
+        self.orders.0.lock().unwrap().smallest_image = smallest_image;
     }
 
     /// What it says to hold on its device.
@@ -513,6 +520,10 @@ impl StandIn {
                 }
                 if orders.largest_batch.is_some_and(|largest| largest < n) {
                     let words = "Failed to allocate memory for requested buffer of size 643840";
+                    return Err(OnnxError::Run { n, source: ort::Error::new(words) });
+                }
+                if height < orders.smallest_image {
+                    let words = "Non-zero status code returned while running Conv node";
                     return Err(OnnxError::Run { n, source: ort::Error::new(words) });
                 }
                 let fault = orders.fault.filter(|(run, _)| *run == number).map(|(_, fault)| fault);

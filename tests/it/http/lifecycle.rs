@@ -288,3 +288,37 @@ async fn a_model_without_a_session_that_works_is_not_ready_until_one_can_be_made
     assert_eq!([samples.get("equipoise_ready"), samples.get(WORKERS), samples.get(RESTARTS[1])], [1.0, 1.0, 1.0]);
     assert_eq!(samples.get("equipoise_rejected_total{reason=\"model_unavailable\"}"), 2.0);
 }
+
+/// A picture of one colour, as a PNG.
+fn square(side: u32) -> Vec<u8> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::DynamicImage::new_rgb8(side, side).write_to(&mut png, image::ImageFormat::Png).unwrap();
+    png.into_inner()
+}
+
+#[tokio::test]
+async fn an_image_of_a_size_that_the_network_cannot_take_is_its_senders_fault_and_costs_nobody_a_session() {
+    let copy = copy_of_icons30();
+    let toml = std::fs::read_to_string(copy.path().join("model.toml")).unwrap();
+    let of_any_size = toml.replace("resize = 36\ncrop = 32\n", "");
+    assert_ne!(of_any_size, toml);
+    std::fs::write(copy.path().join("model.toml"), of_any_size).unwrap();
+    let stand_in = StandIn::new();
+    let app = Setup::new().models(&[copy.path()]).start_with(&stand_in);
+    stand_in.takes_from(8);
+    // Nobody knows yet what it takes.
+    app.classify("", square(4)).await.problem(500, "model_failed");
+    app.classify("", square(32)).await.expect(200);
+    for (side, reason) in [(4, "4 x 4 pixels (height x width): it failed on them, and not on 32 x 32"), (16, "[3,32,32]")] {
+        let answer = app.classify("", square(side)).await;
+        answer.problem(422, "invalid_image");
+        assert!(answer.text().contains(reason), "{}", answer.text());
+    }
+    app.classify("", square(32)).await.expect(200);
+    let (kind, body) = crate::app::multipart(&[square(32), square(16)]);
+    let answer = send(app.post(CLASSIFY).header("content-type", kind).body(body)).await;
+    answer.problem(422, "invalid_image");
+    assert!(answer.text().contains("image 1: "), "{}", answer.text());
+    let samples = app.metrics().await;
+    assert_eq!([samples.get(WORKERS), samples.get(RESTARTS[0]), samples.get(RESTARTS[1])], [1.0, 0.0, 0.0]);
+}

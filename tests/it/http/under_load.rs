@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::feature_rows;
-use crate::app::{Setup, TOKEN, image, pooled_client};
+use crate::app::{Setup, StandIn, TOKEN, guard, image, pooled_client, send};
 
+const DEPTH: &str = "equipoise_queue_depth{model=\"icons30\"}";
 const TAUS: [f64; 2] = [0.2, 1.4];
 
 #[tokio::test]
@@ -81,4 +82,38 @@ async fn heads_that_are_published_and_deleted_under_load_fail_nobody_who_asks_fo
         }
     };
     futures_util::future::join(futures_util::future::join_all(readers), writer).await;
+}
+
+/// A large picture whose file ends before it does: it takes long to find that out.
+fn broken_photo() -> Vec<u8> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::DynamicImage::new_rgb8(2000, 2000).write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let mut png = png.into_inner();
+    png.truncate(png.len() - 100);
+    png
+}
+
+#[tokio::test]
+async fn an_image_does_not_wait_for_the_broken_ones_behind_it() {
+    const BROKEN: usize = 30;
+    let stand_in = StandIn::new();
+    let app = Setup::new().config(|config| config.max_batch_size = Some(64)).start_with(&stand_in);
+    stand_in.hold();
+    let classify = |body| app.post("/v1/models/icons30/classify").body(body);
+    let held = tokio::spawn(send(classify(image("key", 0))));
+    stand_in.begun(1).await;
+    let depth = |n: usize| app.until("the queue", move |samples| samples.get(DEPTH) == n as f64);
+    let good = tokio::spawn(send(classify(image("key", 1))));
+    depth(1).await;
+    let photo = broken_photo();
+    let broken: Vec<_> = (0..BROKEN).map(|_| tokio::spawn(send(classify(photo.clone())))).collect();
+    depth(1 + BROKEN).await;
+    stand_in.release();
+    held.await.unwrap().expect(200);
+    guard("the good one", good).await.unwrap().expect(200);
+    let unanswered = broken.iter().filter(|one| !one.is_finished()).count();
+    assert!(0 < unanswered, "it was answered after all {BROKEN} broken ones");
+    for one in broken {
+        one.await.unwrap().problem(422, "invalid_image");
+    }
 }
