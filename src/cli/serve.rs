@@ -1,6 +1,6 @@
 //! `equipoise serve`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -11,6 +11,10 @@ use crate::{
     server::{self, Listeners, Server},
     telemetry,
 };
+
+/// How long the end waits for what still blocks a thread: a change that is being written, a model that is being loaded. Files are
+/// whole at any time.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     server::settle_memory();
@@ -24,7 +28,8 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     let (listen, admin_listen) = (config.listen, config.admin_listen);
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(http_threads()).enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
+        let signals = Signals::new().context("cannot wait for signals")?;
         let server = Arc::new(Server::new(config)?);
         let public = bind(listen).await?;
         let admin = match admin_listen {
@@ -57,9 +62,27 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
         };
         tokio::select! {
             error = failed => Err(error),
-            () = server.serve(Listeners { public, admin }, shutdown_signal()) => Ok(()),
+            () = server.serve(Listeners { public, admin }, shutdown_signal(signals)) => Ok(()),
         }
-    })
+    });
+    // Dropped, it would wait without a bound.
+    runtime.shutdown_timeout(LAST_WAIT);
+    match outcome {
+        Ok(()) => leave(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends the process as it is: workers may still be within ONNX Runtime, and crash when what that needs is torn down at a usual end.
+fn leave(code: i32) -> ! {
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code)]
+    // SAFETY: it takes no pointer, and nothing of this process runs after it.
+    unsafe {
+        libc::_exit(code)
+    }
+    #[cfg(not(target_os = "linux"))]
+    std::process::exit(code)
 }
 
 /// Threads that read requests and write answers: half as many as there are cores.
@@ -97,29 +120,47 @@ async fn reload_on_hangup(server: Arc<Server>) {
 }
 
 /// Resolves at the first SIGTERM or Ctrl-C. A second one ends the process at once.
-async fn shutdown_signal() {
-    next_signal().await;
-    tokio::spawn(async {
-        next_signal().await;
+async fn shutdown_signal(mut signals: Signals) {
+    signals.next().await;
+    tokio::spawn(async move {
+        signals.next().await;
         tracing::warn!("a second signal: stopping now");
-        std::process::exit(1);
+        leave(1);
     });
 }
 
-async fn next_signal() {
-    let interrupted = async {
+/// SIGTERM and Ctrl-C, from the moment that this is made.
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! { _ = self.interrupt.recv() => (), _ = self.terminate.recv() => () }
+    }
+}
+
+/// Ctrl-C.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-    };
-    #[cfg(unix)]
-    let terminated = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
-    tokio::select! { () = interrupted => (), () = terminated => () }
+    }
 }

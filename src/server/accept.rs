@@ -19,7 +19,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use super::tls::Tls;
+use super::{tls::Tls, unread::BoundedWrites};
 use crate::http::Peer;
 
 /// Between the bytes of a request's head. Whoever is slower holds a connection for nothing.
@@ -29,6 +29,8 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_BYTES: usize = 64 << 10;
 /// For the handshake of TLS, as a whole.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may wait for its reader to take the next of it: whoever takes nothing holds a connection for nothing.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long nothing is accepted after a failure: out of file descriptors, most likely, of which some are free again then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,6 +85,7 @@ async fn connect(stream: TcpStream, tls: Option<Arc<Tls>>, mut stopped: watch::R
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let stream = BoundedWrites::new(stream, WRITE_TIMEOUT);
     let Some(tls) = tls else { return connection.serve(stream).await };
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
     tokio::select! {

@@ -3,6 +3,7 @@
 mod accept;
 mod memory;
 mod tls;
+mod unread;
 
 use std::{
     future::Future,
@@ -11,7 +12,10 @@ use std::{
 };
 
 use axum::Router;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 
 use accept::Acceptor;
 use tls::Tls;
@@ -279,7 +283,7 @@ impl Server {
     /// None of its own: a connection that fails is closed and logged.
     pub async fn serve(&self, listeners: impl Into<Listeners>, shutdown: impl Future<Output = ()> + Send) {
         let app = Arc::clone(&self.app);
-        let delay = self.config.shutdown_delay;
+        let (delay, timeout) = (self.config.shutdown_delay, self.config.shutdown_timeout);
         let (stop, stopped) = watch::channel(());
         let stopping = async move {
             shutdown.await;
@@ -287,10 +291,7 @@ impl Server {
             tracing::info!("shutting down: not ready any more");
             tokio::time::sleep(delay).await;
             // Whoever follows a fit reads its end then, and no connection waits for it.
-            let stop_fits = tokio::task::spawn_blocking(move || app.jobs.stop());
-            if let Err(error) = stop_fits.await {
-                tracing::error!(%error, "the fits could not be told to end");
-            }
+            aside(timeout, "the fits could not be told to end", move || app.jobs.stop()).await;
             drop(stop);
         };
         let Listeners { public, admin } = listeners.into();
@@ -314,9 +315,8 @@ impl Server {
             () = self.watch_files() => {}
         }
         let app = Arc::clone(&self.app);
-        if let Err(error) = tokio::task::spawn_blocking(move || app.jobs.wait(FITS_END_TIMEOUT)).await {
-            tracing::error!(%error, "the end of the fits could not be waited for");
-        }
+        let wait = move || app.jobs.wait(FITS_END_TIMEOUT);
+        aside(2 * FITS_END_TIMEOUT, "the end of the fits could not be waited for", wait).await;
         tracing::info!("stopped");
     }
 
@@ -332,6 +332,20 @@ impl Server {
                 tracing::error!(%error, "the files of tokens and certificates could not be looked at");
             }
         }
+    }
+}
+
+/// Does what blocks on a thread of its own, whatever else blocks, and waits for it until a limit.
+async fn aside(limit: Duration, or_else: &'static str, work: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = oneshot::channel();
+    let work = move || {
+        work();
+        // Nobody may be waiting any more.
+        let _ = done.send(());
+    };
+    let started = std::thread::Builder::new().name("shutdown".to_owned()).spawn(work);
+    if started.is_err() || !matches!(tokio::time::timeout(limit, is_done).await, Ok(Ok(()))) {
+        tracing::error!("{or_else}");
     }
 }
 

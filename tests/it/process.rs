@@ -11,9 +11,11 @@ use equipoise::access::{Role, append_token, new_token};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{Answer, Samples, guard, icons30, image, pooled_client, try_send};
+use crate::app::{Answer, Samples, copy_of_icons30, guard, icons30, image, multipart, pooled_client, try_send};
 #[cfg(target_os = "linux")]
 use crate::feature_sets::{archives, hostile_files};
+
+const DEPTH: &str = "equipoise_queue_depth{model=\"icons30\"}";
 
 /// A running `equipoise serve`.
 pub(crate) struct Process {
@@ -51,8 +53,15 @@ impl Process {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EQUIPOISE_")) {
             command.env_remove(name);
         }
-        command.arg("serve").arg(icons30()).args(["--listen", "127.0.0.1:0", "--device", "cpu"]);
-        command.arg("--state-dir").arg(state.path()).args(["--log", log]).args(flags);
+        command.arg("serve").arg(icons30()).args(["--device", "cpu", "--log", log]).args(flags);
+        let process = Self::begin(command, state);
+        guard("ready", async { while process.get("/readyz").await.status != 200 {} }).await;
+        process
+    }
+
+    /// Starts it, and waits until it listens.
+    fn begin(mut command: Command, state: Arc<TempDir>) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--state-dir"]).arg(state.path());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         let (send_url, url) = mpsc::channel();
@@ -73,9 +82,7 @@ impl Process {
             }
         });
         let url = url.recv().unwrap();
-        let process = Self { child, url, state, log, reader: Some(reader), client: pooled_client() };
-        guard("ready", async { while process.get("/readyz").await.status != 200 {} }).await;
-        process
+        Self { child, url, state, log, reader: Some(reader), client: pooled_client() }
     }
 
     fn post(&self, path: &str) -> reqwest::RequestBuilder {
@@ -139,14 +146,27 @@ impl Process {
     }
 
     /// Ends it by SIGTERM; says whether it ended well, and its log.
-    pub(crate) async fn terminate(mut self) -> (bool, String) {
+    pub(crate) async fn terminate(self) -> (bool, String) {
+        self.tell_to_end();
+        let (code, log) = self.end().await;
+        (code == Some(0), log)
+    }
+
+    fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn tell_to_end(&self) {
         let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         assert!(kill.success());
+    }
+
+    /// Waits for its end; gives its exit code, none if a signal ended it, and its log.
+    async fn end(mut self) -> (Option<i32>, String) {
         let end = tokio::task::spawn_blocking(move || {
             let status = self.child.wait().unwrap();
             self.reader.take().unwrap().join().unwrap();
-            let log = self.log.lock().unwrap().clone();
-            (status.success(), log)
+            (status.code(), self.log())
         });
         guard("the end of the process", end).await.unwrap()
     }
@@ -393,4 +413,59 @@ async fn a_damaged_feature_set_is_named_in_the_log_at_the_start() {
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
     assert!(log.contains(&name) && log.contains("is not available: not a readable safetensors file"), "{log}");
+}
+
+#[tokio::test]
+async fn its_end_in_the_middle_of_work_is_no_crash() {
+    let flags = ["--shutdown-timeout-s", "0", "--lone-threads", "2"];
+    let (kind, body) = multipart(&vec![image("key", 0); 200]);
+    for signals in [1, 2, 1, 2] {
+        let process = Process::serve(&flags[if signals == 1 { 0..4 } else { 2..4 }], "info").await;
+        let ask = || process.post("/v1/classify").header("content-type", &kind).body(body.clone());
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let request = ask();
+                // Its answer, if there is one, is nobody's.
+                tokio::spawn(async move {
+                    let mut requests = vec![request];
+                    while let Some(request) = requests.pop() {
+                        requests.extend(request.try_clone());
+                        if request.send().await.is_err() {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let is_busy = || async { Samples(process.get("/metrics").await.text()).get(DEPTH) > 0.0 };
+        guard("a queue", async { while !is_busy().await {} }).await;
+        process.tell_to_end();
+        if signals == 2 {
+            guard("the first signal", async { while !process.log().contains("shutting down") {} }).await;
+            process.tell_to_end();
+        }
+        let (code, log) = process.end().await;
+        match signals {
+            1 => assert_eq!(code, Some(0), "{log}"),
+            // All may have been answered before the second.
+            _ => assert!(matches!(code, Some(0 | 1)), "{code:?}: {log}"),
+        }
+        assert!(!log.contains("ERROR"), "{log}");
+        clients.iter().for_each(|client| client.abort());
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_model_that_cannot_be_read_to_its_end_does_not_hold_the_end_of_the_program() {
+    let model = copy_of_icons30();
+    let labels = model.path().join("labels.txt");
+    std::fs::remove_file(&labels).unwrap();
+    // As a network's disk that is gone.
+    assert!(Command::new("mkfifo").arg(&labels).status().unwrap().success());
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_equipoise"));
+    serve.arg("serve").arg(model.path()).args(["--device", "cpu", "--log", "info"]);
+    let process = Process::begin(serve, Arc::new(TempDir::new().unwrap()));
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
 }
