@@ -37,7 +37,7 @@ pub(super) struct Replica {
     /// When its state was the newest, the last time that it was known.
     newest_at: Mutex<Instant>,
     /// When a request began to ask the store the last time; held while one does.
-    refreshed: tokio::sync::Mutex<Option<Instant>>,
+    refreshed: Arc<tokio::sync::Mutex<Option<Instant>>>,
     n_polls: AtomicU32,
     /// What was wrong the last time, so that the log has it once.
     told: Mutex<Option<String>>,
@@ -52,7 +52,7 @@ impl Replica {
             metrics,
             n_damaged,
             newest_at: Mutex::new(Instant::now()),
-            refreshed: tokio::sync::Mutex::default(),
+            refreshed: Arc::default(),
             n_polls: AtomicU32::new(0),
             told: Mutex::default(),
         }
@@ -147,7 +147,7 @@ impl Model {
         }
         let asked_at = Instant::now();
         let look = async {
-            let mut refreshed = self.replica.refreshed.lock().await;
+            let mut refreshed = Arc::clone(&self.replica.refreshed).lock_owned().await;
             // Whoever began to ask since then asked for this request too.
             if refreshed.is_some_and(|at| at > asked_at) {
                 return;
@@ -158,8 +158,13 @@ impl Model {
             if self.generation() < generation {
                 *refreshed = Some(Instant::now());
                 let model = Arc::clone(self);
-                // What goes wrong is in the log.
-                let _ = tokio::task::spawn_blocking(move || model.refresh()).await;
+                let look = move || {
+                    // What goes wrong is in the log.
+                    let _ = model.refresh();
+                    // Not before: there is one look at a time, also where nobody waits for it any more.
+                    drop(refreshed);
+                };
+                let _ = tokio::task::spawn_blocking(look).await;
             }
         };
         // Once the time is over, what is there counts.

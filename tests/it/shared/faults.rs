@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -51,11 +51,12 @@ enum Mood {
 struct Moody {
     store: InMemory,
     mood: AtomicU8,
+    n_reads: AtomicUsize,
 }
 
 impl Moody {
     fn new() -> Arc<Self> {
-        Arc::new(Self { store: InMemory::new(), mood: AtomicU8::new(0) })
+        Arc::new(Self { store: InMemory::new(), mood: AtomicU8::new(0), n_reads: AtomicUsize::new(0) })
     }
 
     fn set(&self, mood: Mood) {
@@ -102,6 +103,7 @@ impl ObjectStore for Moody {
     }
 
     async fn get_opts(&self, key: &Key, options: GetOptions) -> Result<GetResult> {
+        self.n_reads.fetch_add(1, Ordering::SeqCst);
         self.suffer().await?;
         let is_head = options.head;
         let found = self.store.get_opts(key, options).await?;
@@ -184,6 +186,22 @@ fn a_store_that_hangs_fails_or_lies_holds_nobody_and_loses_nothing() {
     a.refresh().unwrap();
     assert_eq!(patch(&b, 3.0).unwrap(), a.generation() + 1);
     assert_eq!(audit(&[a], None, 100).unwrap().entries.len() as u64, b.generation());
+}
+
+#[test]
+fn requests_that_wait_for_a_store_that_hangs_do_not_heap_up_looks_at_it() {
+    let (store, state) = (Moody::new(), TempDir::new().unwrap());
+    let model = load(&store, state.path()).unwrap();
+    store.set(Mood::Hangs);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    let ask = || runtime.block_on(model.reaches(99, std::time::Instant::now() + TIMEOUT / 4));
+    assert!((0..20).all(|_| !ask()));
+    store.set(Mood::Well);
+    let before = store.n_reads.load(Ordering::SeqCst);
+    // Waits for the looks that were begun.
+    drop(runtime);
+    let after = store.n_reads.load(Ordering::SeqCst);
+    assert!(after - before <= 2, "{} looks were still to come", after - before);
 }
 
 #[test]
