@@ -27,10 +27,8 @@ pub enum BatchError {
         capacity: usize,
     },
     /// There will never be a place for it.
-    #[error("the request has {n} images, and the queue holds {capacity}")]
+    #[error("the request has more images than the queue holds, which is {capacity}")]
     TooManyImages {
-        /// Images in the request.
-        n: usize,
         /// Images that can wait at once.
         capacity: usize,
     },

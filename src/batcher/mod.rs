@@ -252,7 +252,7 @@ impl Batcher {
             return Err(BatchError::Unavailable);
         }
         let capacity = self.limits.queue_capacity;
-        let too_many = BatchError::TooManyImages { n, capacity };
+        let too_many = BatchError::TooManyImages { capacity };
         let wanted = match u32::try_from(n) {
             Ok(wanted) if n <= capacity => wanted,
             _ => return Err(too_many),
@@ -294,7 +294,9 @@ async fn collect(replies: Vec<Reply>) -> Result<Outputs, BatchError> {
     for (index, reply) in replies.into_iter().enumerate() {
         let answer = reply.await.map_err(|_| BatchError::WorkerLost)?.map_err(|error| match error {
             BatchError::Image { source, .. } => BatchError::Image { index, source },
-            BatchError::ImageSize { height, width, reason, .. } => BatchError::ImageSize { index, height, width, reason },
+            BatchError::ImageSize { height, width, reason, .. } => {
+                BatchError::ImageSize { index, height, width, reason }
+            }
             BatchError::NotFinite { row } => BatchError::NotFinite { row: outputs.rows.len() + row },
             other => other,
         })?;

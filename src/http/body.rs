@@ -14,20 +14,24 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, SeqAccess, Visitor},
 };
 
 use super::{aside::computed, error::ApiError};
-use crate::batcher::Inputs;
+use crate::{
+    batcher::{BatchError, Inputs},
+    registry::Model,
+};
 
 /// How long an answer waits for the rest of a body that nobody wants, and for each piece of it.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(1);
-/// Bytes of JSON that are taken apart in a tenth of a millisecond or so.
+/// Bytes of JSON, and of multipart, that are taken apart in a tenth of a millisecond or so.
 const QUICKLY_PARSED: usize = 16 << 10;
+const QUICKLY_SCANNED: usize = 256 << 10;
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
@@ -101,34 +105,52 @@ impl InputsForm {
         }
     }
 
-    /// The images or features of a body of this form, for a model that takes `feature_dim` features.
+    /// The images or features of a body of this form, for this model.
     pub(super) async fn parse(
         self,
         headers: &HeaderMap,
         body: Bytes,
-        feature_dim: usize,
+        model: &Model,
         deadline: Instant,
     ) -> Result<Inputs, ApiError> {
         match self {
             Self::Image => Ok(Inputs::Images(vec![body])),
-            Self::Multipart => multipart(headers, body).await,
+            Self::Multipart => {
+                let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+                let boundary = multer::parse_boundary(content_type.unwrap_or_default()).map_err(broken_multipart)?;
+                let capacity = model.batcher().limits().queue_capacity;
+                let is_long = body.len() > QUICKLY_SCANNED;
+                computed(is_long, deadline, move || multipart(boundary, body, capacity)).await
+            }
             Self::Json => {
+                let feature_dim = model.feature_dim();
                 computed(body.len() > QUICKLY_PARSED, deadline, move || json_inputs(&body, feature_dim)).await
             }
         }
     }
 }
 
-async fn multipart(headers: &HeaderMap, body: Bytes) -> Result<Inputs, ApiError> {
-    let broken = |error: multer::Error| ApiError::Multipart(error.to_string());
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let boundary = multer::parse_boundary(content_type).map_err(broken)?;
+fn broken_multipart(error: multer::Error) -> ApiError {
+    ApiError::Multipart(error.to_string())
+}
+
+/// The parts of a whole body, if they are not more images than can ever wait.
+fn multipart(boundary: String, body: Bytes, capacity: usize) -> Result<Inputs, ApiError> {
     let once = futures_util::stream::once(std::future::ready(Ok::<_, std::convert::Infallible>(body)));
     let mut parts = multer::Multipart::new(once, boundary);
-    let mut images = Vec::new();
-    while let Some(part) = parts.next_field().await.map_err(broken)? {
-        images.push(part.bytes().await.map_err(broken)?);
-    }
+    let images = async {
+        let mut images = Vec::new();
+        while let Some(part) = parts.next_field().await.map_err(broken_multipart)? {
+            if images.len() == capacity {
+                return Err(BatchError::TooManyImages { capacity }.into());
+            }
+            images.push(part.bytes().await.map_err(broken_multipart)?);
+        }
+        Ok(images)
+    };
+    // All of it is there, and nothing waits.
+    let incomplete = || Err(ApiError::Multipart("incomplete multipart stream".to_owned()));
+    let images = images.now_or_never().unwrap_or_else(incomplete)?;
     if images.is_empty() {
         return Err(ApiError::Invalid("the multipart body has no parts".to_owned()));
     }

@@ -76,7 +76,7 @@ async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Resp
     let form = InputsForm::of(&headers)?;
     allowance.look()?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
-    let inputs = form.parse(&headers, body, model.feature_dim(), deadline).await?;
+    let inputs = form.parse(&headers, body, &model, deadline).await?;
     allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
     let is_long = outputs.n_predictions() > QUICKLY_WRITTEN;

@@ -47,7 +47,7 @@ pub(super) async fn features(
     let deadline = deadline(&app, &headers, start)?;
     allowance.look()?;
     let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
-    let inputs = form.parse(&headers, body, model.feature_dim(), deadline).await?;
+    let inputs = form.parse(&headers, body, model, deadline).await?;
     allowance.take(inputs.len())?;
     let outputs = model.batcher().run(inputs, Wanted::Features, deadline).await?;
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();

@@ -358,6 +358,8 @@ async fn more_images_than_the_queue_can_hold_are_413() {
             }
         }
     }
+    let (content_type, body) = multipart(&vec![Vec::new(); 10_000]);
+    send(app.post(CLASSIFY).header("content-type", content_type).body(body)).await.problem(413, "too_many_images");
 }
 
 #[tokio::test]
