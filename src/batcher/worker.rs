@@ -207,12 +207,14 @@ impl Worker {
     }
 
     fn set_working(&self, is_working: bool) {
-        let n_working = if is_working {
-            self.shared.n_working.fetch_add(1, Ordering::AcqRel) + 1
+        let Shared { n_working, metrics, .. } = &self.shared;
+        if is_working {
+            n_working.fetch_add(1, Ordering::AcqRel);
+            metrics.workers.inc();
         } else {
-            self.shared.n_working.fetch_sub(1, Ordering::AcqRel) - 1
-        };
-        self.shared.metrics.workers.set(i64::try_from(n_working).unwrap_or(i64::MAX));
+            n_working.fetch_sub(1, Ordering::AcqRel);
+            metrics.workers.dec();
+        }
     }
 
     /// Answers a group on which the model failed, and looks whether the session still works: on a black image of a size with which

@@ -34,8 +34,8 @@ pub struct FitJob {
     progress: watch::Sender<Option<FitProgress>>,
     inputs: Mutex<Option<Inputs>>,
     fate: Mutex<Fate>,
-    /// Held by the one who makes the next record.
-    writer: Mutex<()>,
+    /// Held by the one who makes the next record. Whether it has been removed from the disk, and stays away.
+    is_removed: Mutex<bool>,
 }
 
 /// Seconds since 1970.
@@ -53,7 +53,7 @@ impl FitJob {
             record: watch::Sender::new(Arc::new(record)),
             inputs: Mutex::default(),
             fate: Mutex::default(),
-            writer: Mutex::default(),
+            is_removed: Mutex::default(),
         }
     }
 
@@ -95,10 +95,10 @@ impl FitJob {
 
     /// Makes the next record. If it cannot be written down the log says so: what has happened has happened.
     pub(super) fn change(&self, edit: impl FnOnce(&mut FitRecord)) {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_removed = self.is_removed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = FitRecord::clone(&self.record());
         edit(&mut next);
-        if let Err(error) = self.write(&next) {
+        if !*is_removed && let Err(error) = self.write(&next) {
             tracing::error!(fit = next.id, %error, "the record of fit `{}` cannot be written down: {error}", next.id);
         }
         self.record.send_replace(Arc::new(next));
@@ -160,6 +160,8 @@ impl FitJob {
 
     /// Removes it from the disk.
     pub(super) fn remove(&self) {
+        let mut is_removed = self.is_removed.lock().unwrap_or_else(PoisonError::into_inner);
+        *is_removed = true;
         self.files.remove(&self.record().id);
     }
 

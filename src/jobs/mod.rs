@@ -73,6 +73,9 @@ pub struct FitJobs {
 struct Shared {
     options: FitOptions,
     metrics: Arc<Metrics>,
+    /// Held by who accepts a fit, until that is in the queue. The locks below are never held while the disk is waited for: the
+    /// threads that speak HTTP take them too.
+    accepting: Mutex<()>,
     queue: Mutex<VecDeque<Arc<FitJob>>>,
     /// Something is in the queue, or there will be nothing any more.
     wake: Condvar,
@@ -120,6 +123,7 @@ impl FitJobs {
         let shared = Shared {
             options,
             metrics,
+            accepting: Mutex::default(),
             queue: Mutex::default(),
             wake: Condvar::new(),
             is_stopping: AtomicBool::new(false),
@@ -170,20 +174,22 @@ impl FitJobs {
         let shared = &self.shared;
         let (inputs, base) = Inputs::of(model, request)?;
         let files = model.fit_files()?.clone();
-        // Held until the fit is in the queue, so that there are never more than may be.
-        let mut queue = lock(&shared.queue);
+        // So that there are never more in the queue than may be, and no two of one number.
+        let _accepting = lock(&shared.accepting);
         if shared.is_stopping() {
             return Err(JobError::Stopping);
         }
-        if queue.len() >= shared.options.queue_capacity {
+        if lock(&shared.queue).len() >= shared.options.queue_capacity {
             return Err(JobError::QueueFull { capacity: shared.options.queue_capacity });
         }
-        let mut models = lock(&shared.models);
-        let Some(of_model) = models.get_mut(model.name()) else { return Err(StateError::Absent.into()) };
+        let (number, id) = match lock(&shared.models).get(model.name()) {
+            Some(of_model) => (of_model.next_number, new_id(of_model)),
+            None => return Err(StateError::Absent.into()),
+        };
         let record = FitRecord {
             format: record::FORMAT.to_owned(),
-            number: of_model.next_number,
-            id: new_id(of_model),
+            number,
+            id,
             author: Some(author.clone()),
             method: request.method,
             publish_as: request.head.clone(),
@@ -204,10 +210,18 @@ impl FitJobs {
             timing: FitTiming { queued_at: job::now(), ..FitTiming::default() },
         };
         let job = Arc::new(FitJob::queued(Arc::clone(model), files, record, inputs)?);
-        of_model.next_number += 1;
-        of_model.metrics.queued.inc();
-        of_model.jobs.push(Arc::clone(&job));
         let record = job.record();
+        let mut queue = lock(&shared.queue);
+        if shared.is_stopping() {
+            drop(queue);
+            job.remove();
+            return Err(JobError::Stopping);
+        }
+        if let Some(of_model) = lock(&shared.models).get_mut(model.name()) {
+            of_model.next_number = number + 1;
+            of_model.metrics.queued.inc();
+            of_model.jobs.push(Arc::clone(&job));
+        }
         queue.push_back(job);
         shared.wake.notify_one();
         Ok(record)
@@ -291,9 +305,10 @@ fn new_id(of_model: &ModelJobs) -> String {
 fn restored(model: &Arc<Model>) -> Result<Vec<Arc<FitJob>>, StateError> {
     let Ok(files) = model.fit_files() else { return Ok(Vec::new()) };
     let mut jobs = Vec::new();
-    for (path, bytes) in files.records()? {
-        let record = serde_json::from_slice::<FitRecord>(&bytes).map_err(|error| error.to_string());
-        let record = record.and_then(|record| match (record.format.as_str(), path.file_stem()) {
+    for path in files.records()? {
+        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let record = read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
+        let record = record.and_then(|record: FitRecord| match (record.format.as_str(), path.file_stem()) {
             (record::FORMAT, Some(stem)) if stem == record.id.as_str() => Ok(record),
             (record::FORMAT, _) => Err(format!("it is that of fit `{}`", record.id)),
             (format, _) => Err(format!("its format is `{format}`, and this version reads `{}`", record::FORMAT)),
@@ -391,13 +406,16 @@ impl Shared {
         let is_finished = |job: &Arc<FitJob>| job.record().state.is_finished();
         let n_finished = of_model.jobs.iter().filter(|job| is_finished(job)).count();
         let mut n_old = n_finished.saturating_sub(FINISHED_KEPT);
+        let mut old = Vec::new();
         of_model.jobs.retain(|job| {
             let goes = n_old > 0 && is_finished(job);
             if goes {
                 n_old -= 1;
-                job.remove();
+                old.push(Arc::clone(job));
             }
             !goes
         });
+        drop(models);
+        old.iter().for_each(|job| job.remove());
     }
 }

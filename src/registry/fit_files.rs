@@ -57,17 +57,13 @@ impl FitFiles {
         self.folder.join(format!("{id}{suffix}"))
     }
 
-    /// Every record, in no order, and where it lies.
+    /// Where the records lie, in no order.
     ///
     /// # Errors
     /// [`StateError::Io`].
-    pub fn records(&self) -> Result<Vec<(PathBuf, Vec<u8>)>, StateError> {
-        let read = |name: String| {
-            let path = self.folder.join(name);
-            let bytes = fs::read(&path).map_err(io_error(&path))?;
-            Ok((path, bytes))
-        };
-        self.names()?.into_iter().filter(|name| name.ends_with(RECORD_SUFFIX)).map(read).collect()
+    pub fn records(&self) -> Result<Vec<PathBuf>, StateError> {
+        let names = self.names()?.into_iter().filter(|name| name.ends_with(RECORD_SUFFIX));
+        Ok(names.map(|name| self.folder.join(name)).collect())
     }
 
     /// Writes a record, whole or not at all.

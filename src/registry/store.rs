@@ -179,11 +179,9 @@ impl StateDir {
                 })?;
                 let token = Digest::of(&random).to_hex();
                 let mut options = File::options();
-                options.write(true).create_new(true);
                 #[cfg(unix)]
                 std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-                let mut file = options.open(&path).map_err(io_error(&path))?;
-                writeln!(file, "{token}").and_then(|()| file.sync_all()).map_err(io_error(&path))?;
+                write_whole_with(&mut options, &self.path, &path, format!("{token}\n").as_bytes())?;
                 Ok((token, path))
             }
             Err(source) => Err(StateError::Io { path, source }),
@@ -375,15 +373,39 @@ pub(super) fn blob(objects: &Objects, folder: &str, digest: &str) -> Result<Vec<
 
 /// Writes a file that appears whole or not at all, and is on the disk when this returns.
 pub(super) fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    write_whole_with(&mut File::options(), folder, path, bytes)
+}
+
+/// The same with what the options say of a new file.
+fn write_whole_with(options: &mut fs::OpenOptions, folder: &Path, path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = File::create(&temporary)?;
+    let written = (|| {
+        let mut file = options.write(true).create(true).truncate(true).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_data()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_data()
-    };
-    write().map_err(io_error(path))
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        // On a full disk it would take what little there is. There may be none.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.and_then(|()| File::open(folder)?.sync_data()).map_err(io_error(path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("taken");
+        fs::create_dir_all(path.join("by a folder")).unwrap();
+        write_whole(folder.path(), &path, b"bytes").unwrap_err();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

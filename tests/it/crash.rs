@@ -161,6 +161,32 @@ async fn of_two_servers_one_is_killed_and_the_other_goes_on() {
 }
 
 #[cfg(target_os = "linux")]
+fn files_under(folder: &std::path::Path) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(files_under(&path)),
+            false => files.push(path.to_str().unwrap().to_owned()),
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn a_start_on_a_full_disk_leaves_no_half_of_a_token() {
+    let state = Arc::new(TempDir::new().unwrap());
+    let mut full = std::process::Command::new("bash");
+    full.arg("-c").arg("trap '' XFSZ; ulimit -f 0; exec \"$0\" serve --listen 127.0.0.1:0 --state-dir \"$1\"");
+    let refused = full.arg(env!("CARGO_BIN_EXE_equipoise")).arg(state.path()).output().unwrap();
+    let log = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && log.contains("admin-token"), "{log}");
+    let process = Process::serve_in(state, &[], "info").await;
+    assert_eq!(process.token().len(), 64);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_changes_and_loses_nothing() {
     let state = Arc::new(TempDir::new().unwrap());
@@ -174,6 +200,7 @@ async fn a_full_disk_refuses_changes_and_loses_nothing() {
         let before = process.admin("GET", "heads", Vec::new()).await.expect(200).body;
         process.admin("PUT", "heads/mine", head_file(1, None)).await.problem(500, "state_not_written");
         assert_eq!(process.admin("GET", "heads", Vec::new()).await.expect(200).body, before);
+        assert!(!files_under(state.path()).iter().any(|file| file.ends_with(".tmp")));
         let answer = process.admin("PATCH", "heads/tau", patch(0.5)).await;
         match patches {
             true => drop(answer.expect(200)),

@@ -623,6 +623,8 @@ async fn a_damaged_record_or_head_file_is_named_and_takes_nothing_else_along() {
     post(&app, &publish(&ids[0]), &json!({})).await.problem(500, "state_not_written");
     app.shutdown();
     std::fs::write(file(&ids[1], "json"), b"{").unwrap();
+    // Not even to be read.
+    std::fs::create_dir(file("fit_0000000000000000", "json")).unwrap();
     let app = setup.start();
     let list = send(app.admin("GET", "fits")).await.json();
     assert_eq!(list["fits"].as_array().unwrap().len(), 2);

@@ -309,7 +309,9 @@ async fn an_image_of_a_size_that_the_network_cannot_take_is_its_senders_fault_an
     // Nobody knows yet what it takes.
     app.classify("", square(4)).await.problem(500, "model_failed");
     app.classify("", square(32)).await.expect(200);
-    for (side, reason) in [(4, "4 x 4 pixels (height x width): it failed on them, and not on 32 x 32"), (16, "[3,32,32]")] {
+    for (side, reason) in
+        [(4, "4 x 4 pixels (height x width): it failed on them, and not on 32 x 32"), (16, "[3,32,32]")]
+    {
         let answer = app.classify("", square(side)).await;
         answer.problem(422, "invalid_image");
         assert!(answer.text().contains(reason), "{}", answer.text());
