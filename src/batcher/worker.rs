@@ -58,6 +58,7 @@ pub type Rebuild = Arc<dyn Fn() -> Result<Box<dyn Backbone>, Box<dyn Error + Sen
 /// After a session could not be made, the time until the next try; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// What the workers of a model share.
 #[derive(Clone)]
 pub(super) struct Shared {
@@ -220,7 +221,7 @@ impl Worker {
     /// Answers a group on which the model failed, and looks whether the session still works: on a black image of a size with which
     /// it has worked, so that no caller's image costs the others a session. If it does, another size is what the model cannot take.
     fn fail(&mut self, group: Group, error: OnnxError) {
-        let mut too_odd = match (&error, group.size) {
+        let mut wrong_size = match (&error, group.size) {
             (OnnxError::ImageShape { expected, .. }, Some(_)) => Some(format!("it takes {expected}")),
             _ => None,
         };
@@ -230,11 +231,11 @@ impl Worker {
             if let (Some(size), Some((height, width))) = (group.size, self.proved_size) {
                 self.is_broken = self.backbone.run(&vec![0.0; 3 * height * width], 1, height, width).is_err();
                 if !self.is_broken && size != (height, width) && !error.is_out_of_memory() {
-                    too_odd = Some(format!("it failed on them, and not on {height} x {width}"));
+                    wrong_size = Some(format!("it failed on them, and not on {height} x {width}"));
                 }
             }
         }
-        match (too_odd, group.size) {
+        match (wrong_size, group.size) {
             (Some(reason), Some((height, width))) => {
                 tracing::warn!(%error, batch_size = group.n, "the model does not take images of {height} x {width}");
                 let error = BatchError::ImageSize { index: 0, height, width, reason };

@@ -283,7 +283,8 @@ impl Server {
     /// None of its own: a connection that fails is closed and logged.
     pub async fn serve(&self, listeners: impl Into<Listeners>, shutdown: impl Future<Output = ()> + Send) {
         let app = Arc::clone(&self.app);
-        let (delay, timeout) = (self.config.shutdown_delay, self.config.shutdown_timeout);
+        let delay = self.config.shutdown_delay;
+        let timeout = self.config.shutdown_timeout.max(FITS_END_TIMEOUT);
         let (stop, stopped) = watch::channel(());
         let stopping = async move {
             shutdown.await;

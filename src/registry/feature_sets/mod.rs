@@ -344,9 +344,12 @@ impl FeatureSetStore {
             },
             None => {
                 let target = self.set_path(&digest);
-                fs::rename(path, &target)
-                    .and_then(|()| fs::File::open(&self.folder)?.sync_data())
-                    .map_err(io_error(&target))?;
+                let moved = fs::rename(path, &target).and_then(|()| fs::File::open(&self.folder)?.sync_data());
+                if let Err(error) = moved {
+                    // Its sender is told that it is not there. It may not be.
+                    let _ = fs::remove_file(&target);
+                    return Err(io_error(&target)(error).into());
+                }
                 StoredSet { id: id.clone(), name, set, order, room: Arc::new(room), uses: Arc::default() }
             }
         };
