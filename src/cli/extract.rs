@@ -14,7 +14,7 @@ use super::{
     model::ModelOptions,
     progress::Progress,
     text::count,
-    whole_file::{check_place, write_whole},
+    whole_file::{check_place, is_standard_output, write_whole},
 };
 use crate::{
     batcher::{Output, Wanted},
@@ -39,7 +39,8 @@ pub(super) struct ExtractOptions {
     #[arg(value_name = "DIR|FILE", required = true)]
     inputs: Vec<PathBuf>,
 
-    /// File to write, a NumPy archive (.npz); one that is there is replaced
+    /// File to write, a NumPy archive (.npz); one that is there is replaced, also behind a symbolic link. A pipe or a device
+    /// is written to; /dev/stdout is standard output, and `-` is not taken
     #[arg(short, long, env = "EQUIPOISE_OUTPUT", value_name = "FILE")]
     output: PathBuf,
 
@@ -120,5 +121,10 @@ pub(super) fn run(options: &ExtractOptions) -> anyhow::Result<()> {
         }
     };
     let (rows, dims) = (count(n_rows, "row"), count(feature_dim, "feature"));
-    Ok(writeln!(io::stdout(), "{}: {rows} of {dims}, {classes}", shown(&options.output))?)
+    let summary = format!("{}: {rows} of {dims}, {classes}", shown(&options.output));
+    if is_standard_output(&options.output) {
+        eprintln!("{summary}");
+        return Ok(());
+    }
+    Ok(writeln!(io::stdout(), "{summary}")?)
 }

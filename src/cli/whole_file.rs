@@ -2,42 +2,105 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Seek, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 
-use super::labelled_files::shown;
+use super::{failure::WrongUsage, labelled_files::shown};
+
+/// Links that are followed before they count as a circle, as Linux has it.
+const MAX_LINKS: usize = 40;
+
+/// What a path to be written leads to.
+#[derive(Debug, PartialEq)]
+enum Target {
+    /// A file, or nothing yet: written beside it, then renamed.
+    File(PathBuf),
+    /// A pipe or a device: what is there is written to, and nothing takes its place.
+    Stream,
+}
+
+impl Target {
+    /// Follows links: it is the file that is replaced, and not the link.
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut path = path.to_owned();
+        for _ in 0..MAX_LINKS {
+            // A file that some process has open, as `/dev/stdout` leads to one: a rename would go past whoever has it open.
+            if path.starts_with("/proc") || path.starts_with("/dev/fd") {
+                return Ok(Self::Stream);
+            }
+            match fs::symlink_metadata(&path) {
+                Ok(found) if found.is_symlink() => path = folder_of(&path).join(fs::read_link(&path)?),
+                Ok(found) if found.is_file() => return Ok(Self::File(path)),
+                Ok(_) => return Ok(Self::Stream),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(path)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other("too many links"))
+    }
+}
 
 /// Checks that a file could be written at `path`, before the work whose result it will hold.
 pub(super) fn check_place(path: &Path) -> anyhow::Result<()> {
+    if path == Path::new("-") {
+        let problem = "--output: `-` is no file; /dev/stdout is standard output, and ./- a file of that name";
+        return Err(WrongUsage(problem.to_owned()).into());
+    }
     if path.file_name().is_none() || path.is_dir() {
         bail!("{}: it is a folder, and a file is to be written", shown(path));
     }
-    if !folder_of(path).is_dir() {
-        bail!("{}: there is no folder {}", shown(path), shown(folder_of(path)));
+    if let Target::File(file) = Target::of(path).with_context(|| shown(path))?
+        && !folder_of(&file).is_dir()
+    {
+        bail!("{}: there is no folder {}", shown(path), shown(folder_of(&file)));
     }
     Ok(())
 }
 
-/// Writes what `write` writes to `path`: beside it first, then renamed. After a failure `path` is what it was.
+/// Whether `path` is standard output by another name: nothing else is then to be written there.
+pub(super) fn is_standard_output(path: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    place(path).is_some_and(|found| Some(found) == place(Path::new("/dev/stdout")))
+}
+
+/// Writes what `write` writes to `path`: beside it first, then renamed. After a failure `path` is what it was. Pipes and
+/// devices are written to as they are, once all of it is there.
 pub(super) fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> anyhow::Result<()> {
+    let written = Target::of(path).and_then(|target| match target {
+        Target::File(file) => replace(&file, write),
+        Target::Stream => stream(path, write),
+    });
+    written.with_context(|| shown(path))
+}
+
+fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = Temporary(folder_of(path).join(name));
-    let written = (|| {
-        let mut file = BufWriter::new(File::create(&temporary.0)?);
-        write(&mut file)?;
-        file.flush()?;
-        file.get_ref().sync_data()?;
-        fs::rename(&temporary.0, path)
-    })();
-    written.with_context(|| shown(path))
+    let mut file = BufWriter::new(File::create(&temporary.0)?);
+    write(&mut file)?;
+    file.flush()?;
+    file.get_ref().sync_data()?;
+    fs::rename(&temporary.0, path)
+}
+
+/// By way of a file without a name, because some formats go back to what they have written.
+fn stream(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+    let mut file = BufWriter::new(tempfile::tempfile()?);
+    write(&mut file)?;
+    let mut file = file.into_inner()?;
+    file.rewind()?;
+    // Where it is a file after all, somebody else's, nothing of that is lost.
+    let mut out = File::options().append(true).open(path)?;
+    io::copy(&mut file, &mut out).map(drop)
 }
 
 /// The folder of `path`.
@@ -71,5 +134,57 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).expect("it is there"), b"old");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_and_the_file_behind_it_is_replaced() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (file, link) = (folder.path().join("kept/a.npz"), folder.path().join("link"));
+        fs::create_dir(folder.path().join("kept")).expect("a folder");
+        symlink("second", &link).expect("a link");
+        symlink("kept/a.npz", folder.path().join("second")).expect("a link");
+        // The file need not be there yet.
+        for content in [b"one", b"two"] {
+            check_place(&link).expect("a place");
+            write_whole(&link, |file| file.write_all(content)).expect("written");
+            assert_eq!(fs::read(&file).expect("it is there"), content);
+            assert!(link.is_symlink() && !file.is_symlink());
+        }
+        assert_eq!(fs::read_dir(folder.path().join("kept")).expect("a folder").count(), 1);
+        symlink("circle", folder.path().join("circle")).expect("a link");
+        assert!(check_place(&folder.path().join("circle")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_stays_a_pipe_and_gets_everything() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+        assert!(made.success() && !is_standard_output(&pipe) && is_standard_output(Path::new("/dev/fd/1")));
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).expect("it is read")
+        });
+        // Zip archives are written so: back to what stands before.
+        let back = |file: &mut BufWriter<File>| {
+            file.write_all(b"xxx-end")?;
+            file.rewind()?;
+            file.write_all(b"the")
+        };
+        check_place(&pipe).expect("a place");
+        write_whole(&pipe, back).expect("written");
+        assert_eq!(reader.join().expect("no panic"), b"the-end");
+        assert!(!fs::symlink_metadata(&pipe).expect("it is there").is_file());
+        write_whole(Path::new("/dev/null"), back).expect("written");
+        assert!(!fs::symlink_metadata("/dev/null").expect("it is there").is_file());
+    }
+
+    #[test]
+    fn a_dash_is_no_file() {
+        assert!(check_place(Path::new("-")).expect_err("refused").is::<WrongUsage>());
+        check_place(Path::new("./-")).expect("a place");
     }
 }

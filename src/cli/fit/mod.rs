@@ -26,7 +26,7 @@ use super::{
     model::DeviceOptions,
     reports,
     text::{Facts, count},
-    whole_file::{check_place, write_whole},
+    whole_file::{check_place, is_standard_output, write_whole},
 };
 use crate::{
     dataset::{FeatureSet, Shot},
@@ -93,7 +93,8 @@ pub(super) struct FitOptions {
     )]
     param: Vec<params::Param>,
 
-    /// Head file to write (.safetensors); one that is there is replaced
+    /// Head file to write (.safetensors); one that is there is replaced, also behind a symbolic link. A pipe or a device is
+    /// written to; /dev/stdout is standard output (what else is said then goes to standard error), and `-` is not taken
     #[arg(short, long, env = "EQUIPOISE_OUTPUT", value_name = "FILE")]
     output: PathBuf,
 
@@ -190,7 +191,11 @@ pub(super) fn run(options: &FitOptions) -> anyhow::Result<()> {
     write_whole(&options.output, |file| file.write_all(&fitted.file))?;
     let timing_s = Timing { load, fit, write: start.elapsed().as_secs_f64() };
 
-    let mut out = io::stdout().lock();
+    // The head may have gone to standard output.
+    let mut out: Box<dyn Write> = match is_standard_output(&options.output) {
+        true => Box::new(io::stderr().lock()),
+        false => Box::new(io::stdout().lock()),
+    };
     if options.json {
         let answer = Answer { report: fitted.report.as_ref(), timing_s, warnings: &fitted.warnings };
         serde_json::to_writer(&mut out, &answer).map_err(io::Error::from)?;

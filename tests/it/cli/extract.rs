@@ -7,7 +7,7 @@ use equipoise::{
     heads::{HeadFile, Scores},
 };
 
-use super::{equipoise, fails, icon, icons30, path, prints, prints_json, text};
+use super::{equipoise, fails, icon, icons30, is_wrong_usage, path, prints, prints_json, text};
 
 /// Two classes with three images, and something that is none.
 fn images() -> tempfile::TempDir {
@@ -127,4 +127,16 @@ fn a_place_that_cannot_be_written_is_refused_before_the_work() {
     fails(&["extract", &input, "-o", &input], &["it is a folder"]);
     fails(&["extract", &input, "-o", &format!("{input}/absent/f.npz")], &["there is no folder"]);
     fails(&["extract", "absent", "-o", &format!("{input}/f.npz")], &["absent: No such file"]);
+}
+
+#[test]
+fn standard_output_gets_the_file_and_nothing_else_and_a_dash_is_no_file() {
+    let folder = images();
+    let (input, output) = (path(&folder.path().join("images")), path(&folder.path().join("f.npz")));
+    prints(&["extract", &input, "-o", &output]);
+    let piped = equipoise(&["extract", &input, "-o", "/dev/stdout"]).output().expect("the binary runs");
+    assert!(piped.status.success() && text(&piped.stderr).contains("3 rows of 96 features"), "{}", text(&piped.stderr));
+    assert!(piped.stdout == fs::read(&output).expect("written"), "{} bytes", piped.stdout.len());
+    is_wrong_usage(&["extract", &input, "-o", "-"], "/dev/stdout is standard output");
+    assert!(!Path::new("-").exists());
 }
