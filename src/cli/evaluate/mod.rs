@@ -36,8 +36,8 @@ pub(super) const NOTES: &str = "\
     few over those with more than 100, 20 to 100 and fewer than 20 training samples. ECE is the expected calibration \
     error in 15 bins. Below it the ten pairs of classes that were confused most often. A class without a training \
     sample is never predicted.\n\n\
-    `--json` prints what `POST /admin/v1/models/{model}/heads/{head}/evaluate` answers: a report, and with `--tau` a \
-    curve of them. Several values of tau cost one matrix product. The best of them on the set that a head is judged \
+    `--json` prints what `POST /admin/v1/models/{model}/heads/{head}/evaluate` answers: a report under the head's own \
+    settings, and with `--tau` also a `curve` of them. Several values of tau cost one matrix product. The best of them on the set that a head is judged \
     by is no fair choice: choose on a validation set, as `fit --method tau_norm` does.";
 
 /// What `equipoise evaluate` takes.
@@ -75,8 +75,11 @@ pub(super) struct EvaluateOptions {
 }
 
 #[derive(Debug, Serialize)]
-struct Curve<'a> {
-    curve: Vec<CurvePoint<'a>>,
+struct Answer<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    curve: Option<Vec<CurvePoint<'a>>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,8 +115,9 @@ pub(super) fn run(options: &EvaluateOptions) -> anyhow::Result<()> {
         .with_context(|| shown(&options.features))?;
     drop(progress);
     let taus = settings.iter().map(|settings| settings.tau.unwrap_or_default());
-    let points: Vec<(f64, Report)> = taus.zip(evaluations.iter().map(|evaluation| evaluation.report())).collect();
-    options.print(&points, &head, &shots)?;
+    let mut points: Vec<(f64, Report)> = taus.zip(evaluations.iter().map(|evaluation| evaluation.report())).collect();
+    let (_, report) = points.remove(0);
+    options.print(&report, &points, &head, &shots)?;
     for warning in options.warnings(&head, &set, &shots) {
         eprintln!("warning: {warning}");
     }
@@ -121,12 +125,12 @@ pub(super) fn run(options: &EvaluateOptions) -> anyhow::Result<()> {
 }
 
 impl EvaluateOptions {
-    /// Those that the head is judged under, at least one.
+    /// Those that the head is judged under: its own, then with each tau that was asked for.
     fn settings(&self, head: &Head) -> Result<Vec<Settings>, String> {
         let initial = head.initial_settings();
-        let Some(Taus(taus)) = &self.tau else { return Ok(vec![*initial]) };
+        let taus = self.tau.as_ref().map_or(&[][..], |Taus(taus)| taus);
         let with = |&tau: &f64| initial.with(SettingsPatch { tau: Some(tau), ..SettingsPatch::default() }, head.kind());
-        taus.iter().map(with).collect::<Result<_, _>>().map_err(|error| {
+        std::iter::once(Ok(*initial)).chain(taus.iter().map(with)).collect::<Result<_, _>>().map_err(|error| {
             format!("--tau: {}: {error}; `equipoise fit --method tau_norm` makes one that has it", shown(&self.head))
         })
     }
@@ -143,23 +147,19 @@ impl EvaluateOptions {
         Ok(set)
     }
 
-    fn print(&self, points: &[(f64, Report)], head: &Head, shots: &[Shot]) -> anyhow::Result<()> {
+    fn print(&self, own: &Report, points: &[(f64, Report)], head: &Head, shots: &[Shot]) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
-        let best = reports::best(points);
-        let report = &points[best].1;
         if self.json {
-            let written = match self.tau {
-                Some(_) => {
-                    let curve = points.iter().map(|(tau, report)| CurvePoint { tau: *tau, report }).collect();
-                    serde_json::to_writer(&mut out, &Curve { curve })
-                }
-                None => serde_json::to_writer(&mut out, report),
-            };
-            written.map_err(io::Error::from)?;
+            let curve = || points.iter().map(|(tau, report)| CurvePoint { tau: *tau, report }).collect();
+            let answer = Answer { report: own, curve: self.tau.as_ref().map(|_| curve()) };
+            serde_json::to_writer(&mut out, &answer).map_err(io::Error::from)?;
             return Ok(writeln!(out)?);
         }
         writeln!(out, "{}, kind {}, on {}", shown(&self.head), head.kind(), shown(&self.features))?;
+        let mut report = own;
         if self.tau.is_some() {
+            let best = reports::best(points);
+            report = &points[best].1;
             writeln!(out, "\n{}\n\nat tau {}", reports::curve(points, best).trim_end(), points[best].0)?;
         } else if let Some(tau) = head.initial_settings().tau {
             writeln!(out, "at tau {tau}")?;

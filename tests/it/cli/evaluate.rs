@@ -46,7 +46,7 @@ fn a_table_has_accuracies_calibration_and_confusions() {
 }
 
 #[test]
-fn json_is_the_report_and_with_tau_a_curve() {
+fn json_is_the_report_and_with_tau_also_a_curve() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (test, head) = (shipped("features/test.npz"), tau_head(&folder));
     let evaluate =
@@ -57,7 +57,13 @@ fn json_is_the_report_and_with_tau_a_curve() {
     assert_eq!((report["n"].as_u64(), report["per_class"].as_array().map(Vec::len)), (Some(540), Some(30)));
 
     let curve = evaluate(&["--tau", "0:2:0.1"]);
-    assert_eq!(keys(&curve), "curve");
+    assert_eq!(keys(&curve), "confusions curve ece ece_by_shot few macro many medium micro n per_class top5");
+    let without_curve = |answer: &Value| {
+        let mut answer = answer.clone();
+        answer.as_object_mut().expect("an object").remove("curve");
+        answer
+    };
+    assert_eq!(without_curve(&curve), report);
     let points = curve["curve"].as_array().expect("a list");
     let taus: Vec<&Value> = points.iter().map(|point| &point["tau"]).collect();
     let expected: Vec<Value> = (0..=20).map(|step| json!(f64::from(step) / 10.0)).collect();
@@ -65,8 +71,9 @@ fn json_is_the_report_and_with_tau_a_curve() {
     assert_eq!(keys(&points[6]), "report tau");
     // At the tau that the head has.
     assert_eq!(points[6]["report"], report);
-    assert_eq!(evaluate(&["--tau", "0.6"]), json!({ "curve": [{ "tau": 0.6, "report": report }] }));
+    assert_eq!(evaluate(&["--tau", "0.6"])["curve"], json!([{ "tau": 0.6, "report": report }]));
     let list = evaluate(&["--tau", "2,0.6"]);
+    assert_eq!(without_curve(&list), report);
     assert_eq!(list["curve"][1]["report"], report);
     assert_eq!(list["curve"][0], points[20]);
 }
