@@ -1,6 +1,6 @@
 //! Feature sets in NumPy's `.npz`: a zip archive with an `.npy` for each array.
 
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use zip::{
     CompressionMethod, ZipArchive,
@@ -19,6 +19,9 @@ use super::{
 /// A few hundred bytes are kept for each.
 const MAX_MEMBERS: usize = 10_000;
 
+/// The record at the end of an archive without a comment.
+const END_BYTES: usize = 22;
+
 /// A member of the archive that is an array of ours.
 struct Member {
     name: &'static str,
@@ -33,11 +36,13 @@ pub(super) fn read(
     sink: &mut impl Sink,
 ) -> Result<(), FeatureSetError> {
     check_directory(&mut source)?;
+    let end = End::read(&mut source)?;
     let mut archive = ZipArchive::new(source).map_err(|error| container(&error))?;
     // Of members with one name the library keeps the last; another reader may keep the first.
     if archive.has_duplicate_names() {
         return Err(FeatureSetError::DuplicateNames);
     }
+    end.check(&archive)?;
     let features = match (find(&archive, FEATURES[0])?, find(&archive, FEATURES[1])?) {
         (Some(_), Some(_)) => return Err(FeatureSetError::BothNames),
         (features, feats) => features.or(feats),
@@ -76,6 +81,40 @@ fn check_directory(source: &mut (impl Read + Seek)) -> Result<(), FeatureSetErro
         member.map_err(|error| container(&error))?;
     }
     Ok(())
+}
+
+/// The last bytes of the file, which should be the last of the archive.
+struct End {
+    record: [u8; END_BYTES],
+    start: u64,
+}
+
+impl End {
+    fn read(source: &mut (impl Read + Seek)) -> io::Result<Self> {
+        let start = source.seek(SeekFrom::End(-(END_BYTES as i64)))?;
+        let mut record = [0; END_BYTES];
+        source.read_exact(&mut record)?;
+        Ok(Self { record, start })
+    }
+
+    /// Refuses what stands before the first member or behind the end: the library passes over it, and it may be another
+    /// archive whose rows somebody would miss. A comment is refused with it, which nobody writes.
+    fn check<R: Read + Seek>(&self, archive: &ZipArchive<R>) -> Result<(), FeatureSetError> {
+        let number = |at: usize| self.record[at..at + 4].try_into().map_or(u32::MAX, u32::from_le_bytes);
+        let (size, directory) = (number(12), number(16));
+        // In a large archive both stand elsewhere.
+        let is_zip64 = size == u32::MAX || directory == u32::MAX;
+        let is_last = self.record.starts_with(b"PK\x05\x06")
+            && self.record.ends_with(&[0, 0])
+            && (is_zip64 || u64::from(directory) + u64::from(size) == self.start);
+        let starts = (0..archive.len()).filter_map(|index| archive.by_index_data(index).ok());
+        let first = starts.map(|member| member.header_start()).min().unwrap_or(0);
+        if is_last && archive.offset() == 0 && first == 0 {
+            return Ok(());
+        }
+        let reason = "there are bytes before or behind the archive, or a comment at its end".to_owned();
+        Err(FeatureSetError::Container { format: "npz", reason })
+    }
 }
 
 fn find<R: Read + Seek>(archive: &ZipArchive<R>, name: &'static str) -> Result<Option<Member>, FeatureSetError> {

@@ -27,6 +27,7 @@ pub(super) fn cases() -> Vec<Hostile> {
     [
         cases_of_archives_without_the_arrays_or_with_too_many_are_refused(),
         cases_of_what_is_no_archive_is_refused(),
+        cases_of_bytes_around_an_archive_are_refused(),
         cases_of_members_that_lie_are_refused(),
     ]
     .into_iter()
@@ -95,6 +96,49 @@ fn cases_of_what_is_no_archive_is_refused() -> Vec<Hostile> {
         hostile("a directory beyond the file", with_end(16, &[0, 0, 0, 0x7f]), variant!(Container), &["npz"]),
         hostile("on another disk", with_end(4, &[1, 0]), variant!(Container), &["npz"]),
     ]
+}
+
+fn cases_of_bytes_around_an_archive_are_refused() -> Vec<Hostile> {
+    let good = good_npz();
+    let end = good.len() - 22;
+    let behind = |bytes: &[u8]| [&good, bytes].concat();
+    // What the second one says of places is right in the whole.
+    let moved = {
+        let mut second = good.clone();
+        for at in [end + 16, record(&good, "features.npy", true) + 42, record(&good, "labels.npy", true) + 42] {
+            let place = u32::from_le_bytes(second[at..at + 4].try_into().unwrap()) + good.len() as u32;
+            second[at..at + 4].copy_from_slice(&place.to_le_bytes());
+        }
+        behind(&second)
+    };
+    let commented = {
+        let mut archive = behind(b"x");
+        archive[end + 20] = 1;
+        archive
+    };
+    let mut wrong_end = good[end..].to_vec();
+    wrong_end[16..20].copy_from_slice(&[1, 0, 0, 0]);
+    let said = &["npz", "before or behind"];
+    vec![
+        hostile("two archives", behind(&good), variant!(Container), said),
+        hostile("two archives as one", moved, variant!(Container), said),
+        hostile("a byte behind it", behind(b"x"), variant!(Container), said),
+        hostile("zeros behind it", behind(&[0; 4096]), variant!(Container), said),
+        hostile("a second end", behind(&good[end..]), variant!(Container), said),
+        hostile("an end that lies behind it", behind(&wrong_end), variant!(Container), said),
+        hostile("a comment", commented, variant!(Container), said),
+        hostile(
+            "bytes before the end",
+            [&good[..end], b"some bytes", &good[end..]].concat(),
+            variant!(Container),
+            said,
+        ),
+    ]
+}
+
+#[test]
+fn bytes_around_an_archive_are_refused() {
+    check(cases_of_bytes_around_an_archive_are_refused());
 }
 
 #[test]
