@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-/// Below this all temperatures are one: the best class has probability 1 either way, and no finite score overflows.
+/// Below this all temperatures are one, should a head come with such: the best class has probability 1 either way, and no finite score overflows.
 const MIN_TEMPERATURE: f64 = 1e-60;
 
 /// `a`, `c` and `T` of a head under one setting, and which classes are masked.
@@ -139,9 +139,11 @@ impl Scoring {
 
     /// The `k` best classes of one sample, best first; fewer if fewer are not masked. `logits` is scratch space.
     ///
-    /// `None` if a logit is not a finite number: the features were so large that the matrix product overflowed.
+    /// `None` if a logit is not a finite number, or one of the best is beyond float32: the features were so large that the
+    /// matrix product overflowed, or the temperature is too small for them.
     pub fn predict(&self, scores: Scores<'_>, k: usize, logits: &mut Vec<f64>) -> Option<Vec<Prediction>> {
-        self.logits(scores, logits).then(|| top_k(logits, k.min(self.num_unmasked)))
+        let best = self.logits(scores, logits).then(|| top_k(logits, k.min(self.num_unmasked)))?;
+        best.iter().all(|prediction| prediction.logit.abs() <= f64::from(f32::MAX)).then_some(best)
     }
 }
 

@@ -144,7 +144,7 @@ impl<'a> ClassifyResponse<'a> {
             class: prediction.class,
             label: model.labels().get(prediction.class).map_or("", String::as_str),
             probability: prediction.probability,
-            logit: (prediction.logit as f32).clamp(f32::MIN, f32::MAX),
+            logit: prediction.logit as f32,
             shot: shot_of(prediction.class),
         };
         let image = |output: Output| {
