@@ -75,6 +75,9 @@ fn sizes_at_the_limits_pass_and_beyond_them_fail() {
         for limits in tight {
             let error = decode(&bytes, &limits).expect_err(&path.display().to_string());
             assert_eq!(error.reason(), "too_large", "{}: {error:?}", path.display());
+            // A side that is too long is not called a lack of memory.
+            let is_of_size = limits.max_alloc_bytes == exact.max_alloc_bytes;
+            assert_eq!(matches!(error, ImageError::TooLarge { .. }), is_of_size, "{}: {error:?}", path.display());
         }
     }
 }

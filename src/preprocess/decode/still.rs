@@ -14,7 +14,12 @@ pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Res
     let reader = Cursor::new(bytes);
     let fail = |source| from_image_error(format, limits, source);
     match format {
-        Format::Png => read(format, PngDecoder::with_limits(reader, limits.of_image_crate()).map_err(fail)?, limits),
+        Format::Png => {
+            // A side that is too long would be called a lack of memory here; `read` says what it is.
+            let mut any_side = limits.of_image_crate();
+            (any_side.max_image_width, any_side.max_image_height) = (None, None);
+            read(format, PngDecoder::with_limits(reader, any_side).map_err(fail)?, limits)
+        }
         Format::WebP if !is_whole_webp(bytes) => Err(format.truncated()),
         Format::WebP => read(format, WebPDecoder::new(reader).map_err(fail)?, limits),
         _ => {
