@@ -20,7 +20,7 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     server::settle_memory();
     let options = options.with_file()?;
     telemetry::init(options.log_format.unwrap_or_default(), options.log.as_deref().unwrap_or("info"))
-        .context("--log")?;
+        .map_err(|error| WrongUsage(format!("--log: {error}")))?;
     let config = options.resolve().map_err(|error: ConfigError| match error {
         error if error.is_wrong_usage() => WrongUsage(error.to_string()).into(),
         error => anyhow::Error::from(error),

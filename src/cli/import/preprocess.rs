@@ -28,7 +28,7 @@ pub(super) struct PreprocessOptions {
 
     /// Side of a centred square cut before the resize, as a share of the shorter side, above 0 and at most 1; 0.875 is
     /// EfficientNet-Lite's way [default: none is cut]
-    #[arg(long, env = "EQUIPOISE_PRE_CROP", value_name = "SHARE")]
+    #[arg(long, env = "EQUIPOISE_PRE_CROP", value_name = "SHARE", value_parser = share)]
     pre_crop: Option<f64>,
 
     /// Filter of the resize, antialiased as Pillow does it, `nearest` excepted [default: bilinear]
@@ -41,7 +41,7 @@ pub(super) struct PreprocessOptions {
 
     /// Standard deviation of red, green and blue, of values scaled to 0..1; each above 0
     /// [default: ImageNet's, 0.229,0.224,0.225]
-    #[arg(long, env = "EQUIPOISE_STD", value_name = "R,G,B", value_parser = three)]
+    #[arg(long, env = "EQUIPOISE_STD", value_name = "R,G,B", value_parser = three_above_0)]
     std: Option<Three>,
 
     /// Whether an EXIF orientation turns the image; most training code ignores it [default: ignore]
@@ -58,6 +58,20 @@ fn three(text: &str) -> Result<Three, String> {
     match <[f32; 3]>::try_from(values) {
         Ok(values) if text.split(',').count() == 3 && values.iter().all(|value| value.is_finite()) => Ok(Three(values)),
         _ => Err("three numbers are needed, as in 0.5,0.5,0.5".to_owned()),
+    }
+}
+
+fn three_above_0(text: &str) -> Result<Three, String> {
+    match three(text)? {
+        Three(values) if values.iter().all(|value| *value > 0.0) => Ok(Three(values)),
+        _ => Err("each of the three is above 0".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("a share is a number above 0 and at most 1".to_owned()),
     }
 }
 

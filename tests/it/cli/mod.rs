@@ -116,6 +116,9 @@ fn wrong_usage_is_refused_before_any_work() {
     is_wrong_usage(&["import", "a.onnx", "-o", "m", "--mean", "0.5"], "three numbers");
     is_wrong_usage(&["import", "a.onnx", "-o", "m", "--resize", "0"], "a size is a number of pixels");
     is_wrong_usage(&["import", "a.onnx", "-o", "m", "--interpolation", "box"], "bilinear");
+    is_wrong_usage(&["import", "a.onnx", "-o", "m", "--pre-crop", "1.5"], "above 0 and at most 1");
+    is_wrong_usage(&["import", "a.onnx", "-o", "m", "--std", "0,1,1"], "each of the three is above 0");
+    is_wrong_usage(&["serve", "--log", "=["], "--log: ");
     is_wrong_usage(&["inspect"], "PATH");
 }
 
