@@ -27,6 +27,7 @@
 //! | `batcher` | admission, decoding, batching; the threads that own the sessions |
 //! | `registry` | what is loaded, and the changes that an operator makes to it |
 //! | `jobs` | fits and evaluations in the background of a server |
+//! | `json` | what JSON from outside may say, and what is said of it when it is wrong |
 //! | `access`, `reload`, `files` | tokens with roles, limits for each caller; files that are read again; errors that name a file |
 //! | `metrics`, `telemetry`, `config` | what the process counts, logs and is told |
 //! | `http`, `cli` | the edges |
@@ -39,6 +40,7 @@ pub mod dataset;
 pub mod evaluate;
 pub mod fit;
 pub mod heads;
+mod json;
 
 #[cfg(feature = "server")]
 pub mod access;

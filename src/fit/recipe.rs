@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::Sampling;
-use crate::heads::{BiasMode, HeadKind, MAX_TAU, Metric, Transform};
+use crate::{
+    heads::{BiasMode, HeadKind, MAX_TAU, Metric, Transform},
+    json::{self, name, present, present_name},
+};
 
 /// The batch size for which the paper's learning rate is meant; it scales with the batch.
 const REFERENCE_BATCH_SIZE: f64 = 512.0;
@@ -146,11 +149,11 @@ impl RecipeError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SoftmaxParams {
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present_name")]
     sampler: Option<NamedSampling>,
     #[serde(default, deserialize_with = "present")]
     q: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "name")]
     solver: Solver,
     #[serde(default, deserialize_with = "present")]
     epochs: Option<usize>,
@@ -184,7 +187,7 @@ enum NamedSampling {
 struct TauNormParams {
     #[serde(default, deserialize_with = "present")]
     tau: Option<Vec<f64>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "name")]
     bias: BiasChoice,
     #[serde(default)]
     seed: u64,
@@ -211,11 +214,6 @@ struct NcmParams {
     seed: u64,
 }
 
-/// A key that is there has a value: `null` is refused.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
 impl Recipe {
     /// Reads the parameters of `method`; what is not there has its default.
     ///
@@ -223,16 +221,18 @@ impl Recipe {
     /// [`RecipeError`] names the parameter.
     pub fn new(method: HeadKind, mut params: Map<String, Value>) -> Result<Self, RecipeError> {
         match method {
-            HeadKind::Joint | HeadKind::Crt => Ok(Self::Linear(method, softmax(method, read_params(method, params)?)?)),
+            HeadKind::Joint | HeadKind::Crt => {
+                Ok(Self::Linear(method, softmax(method, read_params(method, &params)?)?))
+            }
             HeadKind::Lws => {
-                let init = params.remove(LWS_ONLY).map_or(Ok(LwsInit::Ones), serde_json::from_value);
-                let init =
-                    init.map_err(|error| RecipeError::Params { method, problem: format!("`{LWS_ONLY}`: {error}") })?;
-                let params = read_params(method, params).map_err(|error| error.with_key(LWS_ONLY))?;
+                let init = params.remove(LWS_ONLY).map_or(Ok(LwsInit::Ones), name);
+                let problem = |error: serde_json::Error| format!("`{LWS_ONLY}`: {}", json::plain(&error.to_string()));
+                let init = init.map_err(|error| RecipeError::Params { method, problem: problem(error) })?;
+                let params = read_params(method, &params).map_err(|error| error.with_key(LWS_ONLY))?;
                 Ok(Self::Lws(softmax(method, params)?, init))
             }
             HeadKind::TauNorm => {
-                let params: TauNormParams = read_params(method, params)?;
+                let params: TauNormParams = read_params(method, &params)?;
                 let tau = params.tau.unwrap_or_else(|| (0..=20).map(|step| f64::from(step) / 10.0).collect());
                 const RANGE: &str = "a list of 1 to 10000 numbers from 0 to 5";
                 if !(1..=10_000).contains(&tau.len()) {
@@ -254,7 +254,7 @@ impl Recipe {
                 Ok(Self::TauNorm(TauGrid { tau, bias, seed: params.seed }))
             }
             HeadKind::Ncm => {
-                let params: NcmParams = read_params(method, params)?;
+                let params: NcmParams = read_params(method, &params)?;
                 let unknown = |key: &'static str, range: &'static str, found: &str| RecipeError::OutOfRange {
                     key,
                     range,
@@ -335,21 +335,8 @@ impl Recipe {
     }
 }
 
-/// `params` as `T`, of which no key is required. The error names the key: of a value of another type serde says the type
-/// alone.
-fn read_params<T: DeserializeOwned>(method: HeadKind, params: Map<String, Value>) -> Result<T, RecipeError> {
-    let error = match T::deserialize(&Value::Object(params.clone())) {
-        Ok(read) => return Ok(read),
-        Err(error) => error.to_string(),
-    };
-    let is_wrong = |(key, value): &(String, Value)| {
-        T::deserialize(&Value::Object(Map::from_iter([(key.clone(), value.clone())]))).is_err()
-    };
-    let problem = match params.into_iter().find(is_wrong) {
-        Some((key, _)) if !error.contains(&format!("`{key}`")) => format!("`{key}`: {error}"),
-        _ => error,
-    };
-    Err(RecipeError::Params { method, problem })
+fn read_params<T: DeserializeOwned>(method: HeadKind, params: &Map<String, Value>) -> Result<T, RecipeError> {
+    json::fields(params).map_err(|problem| RecipeError::Params { method, problem })
 }
 
 /// The name that a variant has in JSON.
@@ -376,6 +363,15 @@ fn softmax(method: HeadKind, params: SoftmaxParams) -> Result<Softmax, RecipeErr
     if params.solver == Solver::Lbfgs && sampling == Sampling::ProgressivelyBalanced {
         return Err(problem("L-BFGS has no epochs, which `progressively_balanced` goes by"));
     }
+    let of_sgd = [
+        ("epochs", params.epochs.is_some()),
+        ("batch_size", params.batch_size.is_some()),
+        ("learning_rate", params.learning_rate.is_some()),
+        ("momentum", params.momentum.is_some()),
+    ];
+    if let (Solver::Lbfgs, Some((key, _))) = (params.solver, of_sgd.iter().find(|(_, is_given)| *is_given)) {
+        return Err(problem(&format!("`{key}` means nothing to the solver `lbfgs`")));
+    }
     let range = |key, value: f64, is_in: bool, range| match is_in {
         true => Ok(value),
         false => Err(RecipeError::OutOfRange { key, range, found: value.to_string() }),
@@ -401,10 +397,10 @@ fn softmax(method: HeadKind, params: SoftmaxParams) -> Result<Softmax, RecipeErr
             .transpose()?,
         learning_rate: params
             .learning_rate
-            .map(|rate| range("learning_rate", rate, rate > 0.0 && rate <= 1e6, "a number above 0"))
+            .map(|rate| range("learning_rate", rate, rate > 0.0 && rate <= 1e6, "above 0 and at most 1000000"))
             .transpose()?,
         momentum: range("momentum", momentum, (0.0..1.0).contains(&momentum), "from 0 to below 1")?,
-        weight_decay: range("weight_decay", weight_decay, (0.0..=1e6).contains(&weight_decay), "0 or above")?,
+        weight_decay: range("weight_decay", weight_decay, (0.0..=1e6).contains(&weight_decay), "from 0 to 1000000")?,
         seed: params.seed,
     })
 }

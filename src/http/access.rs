@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{App, error::ApiError};
+use super::{App, error::ApiError, query::refuse_unread};
 use crate::{
     access::{RateLimiter, RateRefusal, Role, Sender},
     registry::Author,
@@ -137,7 +137,7 @@ pub(super) async fn authorize(door: Door, mut request: Request, next: Next) -> R
     let Door { app, has_admin } = door;
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let needed = match need(request.method(), route, request.uri().path(), has_admin) {
-        Nothing => return next.run(request).await,
+        Nothing => return enter(request, next).await,
         IfClosed(role) => app.requires_auth.then_some(role),
         Always(role) => Some(role),
     };
@@ -157,7 +157,14 @@ pub(super) async fn authorize(door: Door, mut request: Request, next: Next) -> R
             request.extensions_mut().insert(caller);
         }
     }
-    next.run(request).await
+    enter(request, next).await
+}
+
+async fn enter(request: Request, next: Next) -> Response {
+    match refuse_unread(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
 }
 
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {

@@ -14,15 +14,17 @@ use serde::{Deserialize, Serialize};
 use super::{
     App, AppState,
     aside::blocking,
-    body::{self, present},
-    classify::{deadline, parse_query},
+    body,
+    classify::deadline,
     error::ApiError,
     generation::{Conditional, tagged},
     layers::Arrived,
     models::HeadView,
+    query::parse_query,
 };
 use crate::{
     heads::{BiasMode, HeadKind, SettingsPatch},
+    json::{name, present, present_name},
     registry::{Changed, Edit, HeadId, Model, PublishedHead, RegistryError, is_valid_name, parse_head_reference},
 };
 
@@ -66,7 +68,7 @@ fn changed_head(
 struct SettingsBody {
     #[serde(default, deserialize_with = "present")]
     tau: Option<f64>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present_name")]
     bias: Option<BiasMode>,
     #[serde(default, deserialize_with = "present")]
     temperature: Option<f64>,
@@ -103,11 +105,12 @@ type Publish = Box<dyn FnOnce(&Model, &Edit, &str) -> Result<Changed<Arc<Publish
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DerivedBody {
+    #[serde(deserialize_with = "name")]
     kind: HeadKind,
     base: String,
     #[serde(default, deserialize_with = "present")]
     tau: Option<f64>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present_name")]
     bias: Option<BiasMode>,
     #[serde(default, deserialize_with = "present")]
     temperature: Option<f64>,

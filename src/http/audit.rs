@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{AppState, aside::blocking, classify::parse_query, error::ApiError};
+use super::{AppState, aside::blocking, error::ApiError, query::parse_query};
 use crate::registry::{AuditCursor, AuditEntry, Model, audit};
 
 const DEFAULT_LIMIT: usize = 100;

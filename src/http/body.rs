@@ -1,7 +1,6 @@
 //! Bodies: read within a bound of bytes and time, and taken apart strictly.
 
 use std::{
-    collections::BTreeMap,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -12,17 +11,17 @@ use axum::{
     body::{Body, HttpBody},
     http::{HeaderMap, header},
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt};
 use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, SeqAccess, Visitor},
+    Deserialize,
+    de::{DeserializeOwned, DeserializeSeed, IgnoredAny},
 };
 
-use super::{aside::computed, error::ApiError};
+use super::{aside::computed, error::ApiError, json_inputs::json_inputs, object::Object};
 use crate::{
     batcher::{BatchError, Inputs},
+    json,
     registry::Model,
 };
 
@@ -35,6 +34,7 @@ const QUICKLY_SCANNED: usize = 256 << 10;
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
+    check_encoding(headers)?;
     let declared = declared_length(headers);
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::BodyTooLarge { limit });
@@ -65,6 +65,16 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline
         Ok(first.unwrap_or_else(|| rest.freeze()))
     };
     tokio::time::timeout_at(deadline.into(), read).await.unwrap_or(Err(ApiError::BodyTooSlow))
+}
+
+/// Refuses a body that is packed: nothing here unpacks one, and its bytes would be taken for what they are not.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(()) };
+    let encoding = value.to_str().unwrap_or("?").trim();
+    if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
+        return Ok(());
+    }
+    Err(ApiError::ContentEncoding(encoding.to_owned()))
 }
 
 /// How many bytes of body a request announces, if it says.
@@ -131,7 +141,7 @@ impl InputsForm {
 }
 
 fn broken_multipart(error: multer::Error) -> ApiError {
-    ApiError::Multipart(error.to_string())
+    ApiError::Multipart(json::shortened(&error.to_string()))
 }
 
 /// The parts of a whole body, if they are not more images than can ever wait.
@@ -157,35 +167,14 @@ fn multipart(boundary: String, body: Bytes, capacity: usize) -> Result<Inputs, A
     Ok(Inputs::Images(images))
 }
 
-fn json_inputs(body: &[u8], feature_dim: usize) -> Result<Inputs, ApiError> {
-    let parsed: JsonInputs = json_with(body, JsonInputsSeed { feature_dim })?;
-    match (parsed.images, parsed.features) {
-        (Some(images), None) if images.is_empty() => Err(ApiError::Invalid("`images` is empty".to_owned())),
-        (None, Some((_, 0))) => Err(ApiError::Invalid("`features` is empty".to_owned())),
-        (Some(images), None) => {
-            let decode = |(index, image): (usize, JsonImage)| {
-                let invalid = |error| ApiError::Invalid(format!("image {index}: `b64` is not base64: {error}"));
-                STANDARD.decode(image.b64).map(Bytes::from).map_err(invalid)
-            };
-            images.into_iter().enumerate().map(decode).collect::<Result<_, _>>().map(Inputs::Images)
-        }
-        (None, Some((rows, n))) => Ok(Inputs::Features { rows, n }),
-        (Some(_), Some(_)) => Err(ApiError::Invalid("`images` and `features` exclude each other".to_owned())),
-        (None, None) => Err(ApiError::Invalid("the body needs `images` or `features`".to_owned())),
-    }
-}
-
 /// Parses a JSON body: 400 if it is not JSON, 422 if it is and says something else than `T`.
 pub(super) fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    let value = json_with(body, std::marker::PhantomData::<T>)?;
-    // A list would do too, its elements taken for the fields in their order.
-    match body.trim_ascii_start().first() {
-        Some(b'{') => Ok(value),
-        _ => Err(ApiError::Invalid("the body must be a JSON object".to_owned())),
-    }
+    let Object(map) = json_with(body, std::marker::PhantomData)?;
+    json::fields(&map).map_err(ApiError::Invalid)
 }
 
-fn json_with<'de, S: DeserializeSeed<'de>>(body: &'de [u8], seed: S) -> Result<S::Value, ApiError> {
+/// The same of a body that must be an object, through `seed`.
+pub(super) fn json_with<'de, S: DeserializeSeed<'de>>(body: &'de [u8], seed: S) -> Result<S::Value, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = seed.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
     parsed.map_err(|error| {
@@ -193,136 +182,13 @@ fn json_with<'de, S: DeserializeSeed<'de>>(body: &'de [u8], seed: S) -> Result<S
         // before something that is no JSON at all.
         let mut whole = serde_json::Deserializer::from_slice(body);
         match IgnoredAny::deserialize(&mut whole).and_then(|_| whole.end()) {
-            Ok(()) => ApiError::Invalid(error.to_string()),
+            Ok(()) if body.trim_ascii_start().first() != Some(&b'{') => {
+                ApiError::Invalid("the body must be a JSON object".to_owned())
+            }
+            Ok(()) => ApiError::Invalid(json::plain(&error.to_string())),
             Err(syntax) => ApiError::JsonSyntax(syntax.to_string()),
         }
     })
-}
-
-/// Takes a value that stands there, and refuses `null`: a setting is changed or left out.
-pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-#[derive(Deserialize)]
-#[serde(try_from = "BTreeMap<String, String>")]
-struct JsonImage {
-    b64: String,
-}
-
-// From a map, because a derived struct would take a list too.
-impl TryFrom<BTreeMap<String, String>> for JsonImage {
-    type Error = &'static str;
-    fn try_from(mut fields: BTreeMap<String, String>) -> Result<Self, &'static str> {
-        match (fields.remove("b64"), fields.is_empty()) {
-            (Some(b64), true) => Ok(Self { b64 }),
-            _ => Err("an image is an object with `b64` and nothing else"),
-        }
-    }
-}
-
-#[derive(Default)]
-struct JsonInputs {
-    images: Option<Vec<JsonImage>>,
-    /// The values in row-major order, and the number of rows.
-    features: Option<(Vec<f32>, usize)>,
-}
-
-struct JsonInputsSeed {
-    feature_dim: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for JsonInputsSeed {
-    type Value = JsonInputs;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<JsonInputs, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for JsonInputsSeed {
-    type Value = JsonInputs;
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an object with `images` or `features`")
-    }
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<JsonInputs, A::Error> {
-        let mut inputs = JsonInputs::default();
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "images" if inputs.images.is_none() => inputs.images = Some(map.next_value()?),
-                "features" if inputs.features.is_none() => {
-                    inputs.features = Some(map.next_value_seed(RowsSeed { feature_dim: self.feature_dim })?);
-                }
-                "images" | "features" => return Err(A::Error::custom(format!("`{key}` stands there twice"))),
-                _ => return Err(A::Error::unknown_field(&key, &["images", "features"])),
-            }
-        }
-        Ok(inputs)
-    }
-}
-
-/// Reads rows into one vector, with no tree of values between.
-struct RowsSeed {
-    feature_dim: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for RowsSeed {
-    type Value = (Vec<f32>, usize);
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for RowsSeed {
-    type Value = (Vec<f32>, usize);
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a list of feature rows")
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<Self::Value, A::Error> {
-        let (mut values, mut n) = (Vec::new(), 0);
-        while rows.next_element_seed(RowSeed { values: &mut values, row: n, feature_dim: self.feature_dim })?.is_some()
-        {
-            n += 1;
-        }
-        Ok((values, n))
-    }
-}
-
-struct RowSeed<'a> {
-    values: &'a mut Vec<f32>,
-    row: usize,
-    feature_dim: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = ();
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "row {} of `features` to be a list of {} numbers", self.row, self.feature_dim)
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
-        let start = self.values.len();
-        let in_row = |error: A::Error| A::Error::custom(format!("row {}: {error}", self.row));
-        while let Some(value) = row.next_element::<f64>().map_err(in_row)? {
-            let narrow = value as f32;
-            if !narrow.is_finite() {
-                return Err(A::Error::custom(format!("row {}: {value} is beyond float32", self.row)));
-            }
-            self.values.push(narrow);
-        }
-        match self.values.len() - start {
-            found if found == self.feature_dim => Ok(()),
-            found => {
-                let expected = self.feature_dim;
-                Err(A::Error::custom(format!("row {} has {found} values, and the model takes {expected}", self.row)))
-            }
-        }
-    }
 }
 
 /// A body that somebody else can go on reading once its first reader has dropped it.

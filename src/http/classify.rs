@@ -12,7 +12,6 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
-use serde::de::DeserializeOwned;
 
 use super::{
     App, AppState,
@@ -23,6 +22,7 @@ use super::{
     generation::of_generation,
     layers::Arrived,
     predictions::{ClassifyResponse, HeadChoice, choose_heads},
+    query::parse_query,
 };
 use crate::{batcher::Wanted, registry::Model};
 
@@ -82,19 +82,6 @@ async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Resp
     let is_long = outputs.n_predictions() > QUICKLY_WRITTEN;
     let write = move || Ok(Json(ClassifyResponse::new(&model, &heads, outputs, start)).into_response());
     Ok(of_generation(generation, computed(is_long, deadline, write).await?))
-}
-
-/// Parses a query; unknown, repeated and malformed values are refused, by name. No key may be required.
-pub(super) fn parse_query<T: DeserializeOwned>(query: Option<&str>) -> Result<T, ApiError> {
-    let query = query.unwrap_or_default();
-    let error = match serde_urlencoded::from_str(query) {
-        Ok(parsed) => return Ok(parsed),
-        Err(error) => error.to_string(),
-    };
-    // The parser of a number knows no key: each pair is tried alone.
-    let wrong = query.split('&').find(|pair| serde_urlencoded::from_str::<T>(pair).is_err());
-    let key = wrong.and_then(|pair| pair.split('=').next()).filter(|key| !error.contains(&format!("`{key}`")));
-    Err(ApiError::Query(key.map_or(error.clone(), |key| format!("`{key}`: {error}"))))
 }
 
 /// When a request must be answered: the server's limit, or what `x-request-timeout-ms` asks for if that is sooner.

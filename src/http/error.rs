@@ -7,7 +7,10 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::{access::Role, batcher::BatchError, dataset::FeatureSetError, jobs::JobError, registry::RegistryError};
+use crate::{
+    access::Role, batcher::BatchError, dataset::FeatureSetError, jobs::JobError, json::shortened,
+    registry::RegistryError,
+};
 
 /// Why a request is not answered as asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -40,6 +43,9 @@ pub(crate) enum ApiError {
         /// What is taken.
         expected: &'static str,
     },
+    /// A body that would have to be unpacked first.
+    #[error("content encoding `{0}` is not taken here: send the body as it is")]
+    ContentEncoding(String),
     /// A body over the limit.
     #[error("the body is larger than {limit} bytes")]
     BodyTooLarge {
@@ -135,6 +141,7 @@ impl ApiError {
             Self::Query(_) => (S::UNPROCESSABLE_ENTITY, "invalid_query"),
             Self::Header { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_header"),
             Self::UnsupportedMediaType { .. } => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::ContentEncoding(_) => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyIncomplete(_) => (S::BAD_REQUEST, "incomplete_body"),
             Self::BodyTooSlow => (S::REQUEST_TIMEOUT, "body_timeout"),
@@ -243,8 +250,13 @@ impl ApiError {
         }
     }
 
-    /// What a caller reads. The cause of a 5xx is for the log alone.
+    /// What a caller reads: of a name or a value of theirs that is long, not the whole.
     fn detail(&self) -> String {
+        shortened(&self.whole_detail())
+    }
+
+    /// The cause of a 5xx is for the log alone.
+    fn whole_detail(&self) -> String {
         let (status, _) = self.status_and_code();
         match self {
             Self::Batch(BatchError::Model { .. }) => {

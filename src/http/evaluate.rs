@@ -17,11 +17,10 @@ use super::{
     AppState,
     admin::{json_body, reference},
     aside::blocking,
-    body::present,
     error::ApiError,
     layers::Arrived,
 };
-use crate::jobs::EvaluationAnswer;
+use crate::{jobs::EvaluationAnswer, json::present};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{AppState, Caller, aside::blocking, body, classify::parse_query, error::ApiError};
+use super::{AppState, Caller, aside::blocking, body, error::ApiError, query::parse_query};
 use crate::registry::{Author, Change, FeatureSetUpload, Kept, Model, RegistryError, StoredSet, is_valid_name};
 
 /// What is collected before a thread is asked to write it: all the memory that an upload holds.
@@ -110,6 +110,7 @@ pub(super) async fn upload(
             });
         }
     }
+    body::check_encoding(&headers)?;
     let mut received = Received::begin(Arc::clone(&model), body::declared_length(&headers)).await?;
     // However long it takes, as long as it goes on.
     let mut stream = body.into_data_stream();

@@ -21,7 +21,6 @@ use super::{
     AppState, Caller,
     admin::json_body,
     aside::blocking,
-    body::present,
     error::ApiError,
     generation::{Conditional, tagged},
     layers::Arrived,
@@ -33,6 +32,7 @@ use crate::{
         FitJob, FitProgress, FitRecord, FitRequest, FitState, FitTiming, JobError, PublishPolicy, ReportSummary,
         ValidationChoice,
     },
+    json::{self, name, present},
     registry::{Change, Changed, HeadId, Model},
 };
 
@@ -112,14 +112,15 @@ pub(super) async fn show(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FitBody {
+    #[serde(deserialize_with = "name")]
     method: HeadKind,
     feature_set: String,
     head: String,
     #[serde(default, deserialize_with = "present")]
     base: Option<String>,
     #[serde(default, deserialize_with = "present")]
-    validation: Option<ValidationBody>,
-    #[serde(default)]
+    validation: Option<Map<String, Value>>,
+    #[serde(default, deserialize_with = "name")]
     publish: PublishPolicy,
     #[serde(default)]
     params: Map<String, Value>,
@@ -135,8 +136,10 @@ struct ValidationBody {
 }
 
 impl ValidationBody {
-    fn choice(self) -> Result<ValidationChoice, ApiError> {
-        match (self.feature_set, self.holdout) {
+    fn choice(body: &Map<String, Value>) -> Result<ValidationChoice, ApiError> {
+        let invalid = |problem| ApiError::Invalid(format!("`validation`: {problem}"));
+        let Self { feature_set, holdout } = json::fields(body).map_err(invalid)?;
+        match (feature_set, holdout) {
             (Some(id), None) => Ok(ValidationChoice::FeatureSet(id)),
             (None, Some(share)) => Ok(ValidationChoice::Holdout(share)),
             _ => Err(ApiError::Invalid("`validation` takes one of `feature_set` and `holdout`".to_owned())),
@@ -159,7 +162,7 @@ pub(super) async fn submit(
     if publish != PublishPolicy::Never {
         caller.needs(Role::Admin)?;
     }
-    let validation = validation.map(ValidationBody::choice).transpose()?;
+    let validation = validation.as_ref().map(ValidationBody::choice).transpose()?;
     let request = FitRequest { method, feature_set, head, base, validation, publish, params };
     let name = model.name().to_owned();
     let submit = move || {

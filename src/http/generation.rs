@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{FromRequestParts, RawPathParams, Request, State},
+    extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
     http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -81,7 +81,11 @@ fn min_generation(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
 pub(super) async fn of_one_model(State(app): AppState, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     // A route without a name is the default model's.
-    let params = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    let params = match RawPathParams::from_request_parts(&mut parts, &()).await {
+        Ok(params) => Some(params),
+        Err(RawPathParamsRejection::InvalidUtf8InPathParam(_)) => return ApiError::NotFound.into_response(),
+        Err(_) => None,
+    };
     let name = params.as_ref().and_then(|params| params.iter().find(|(key, _)| *key == "model"));
     let Ok(model) = app.registry.model(name.map(|(_, name)| name)).cloned() else {
         return next.run(Request::from_parts(parts, body)).await;

@@ -12,10 +12,13 @@ mod feature_sets;
 mod features;
 mod fits;
 mod generation;
+mod json_inputs;
 mod layers;
 mod models;
+mod object;
 mod ops;
 pub(crate) mod predictions;
+mod query;
 
 use std::{
     sync::{

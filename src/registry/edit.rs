@@ -62,11 +62,12 @@ impl IfMatch {
 impl fmt::Display for IfMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Any => f.write_str("any"),
-            Self::Generations(wanted) if wanted.is_empty() => f.write_str("none that there can be"),
+            Self::Any => f.write_str("any generation"),
+            // Tags of somebody else's, or weak ones.
+            Self::Generations(wanted) if wanted.is_empty() => f.write_str("a tag that no generation has"),
             Self::Generations(wanted) => {
                 let wanted: Vec<String> = wanted.iter().map(u64::to_string).collect();
-                f.write_str(&wanted.join(" or "))
+                write!(f, "generation {}", wanted.join(" or "))
             }
         }
     }

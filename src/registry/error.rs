@@ -57,7 +57,7 @@ pub enum RegistryError {
         model_dim: usize,
     },
     /// The model is not at the generation at which the change was to be made.
-    #[error("the change was to be made at generation {expected}, and the model is at generation {generation}")]
+    #[error("the change was to be made at {expected}, and the model is at generation {generation}")]
     PreconditionFailed {
         /// What was asked for.
         expected: IfMatch,

@@ -16,6 +16,7 @@ mod metrics;
 mod rate_limit;
 mod restart;
 mod routes;
+mod strict;
 mod tls;
 mod tuning;
 mod under_load;
