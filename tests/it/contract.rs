@@ -8,6 +8,8 @@ use equipoise::{
 };
 use serde_json::{Value, json};
 
+use crate::schema::violations;
+
 const OPENAPI: &str = include_str!("../../src/http/openapi.json");
 const PAGE: &str = include_str!("../../src/http/docs.html");
 const API_GUIDE: &str = include_str!("../../docs/API.md");
@@ -93,6 +95,70 @@ fn every_reference_in_openapi_resolves() {
         }
     });
     assert!(found > 100, "only {found} references were found");
+}
+
+#[test]
+fn every_example_of_openapi_is_as_its_schema_says() {
+    let api = openapi();
+    let mut n = 0;
+    let mut wrong = Vec::new();
+    each_object(&api, &mut |object| {
+        let Some(schema) = object.get("schema") else { return };
+        let named =
+            object.get("examples").and_then(Value::as_object).into_iter().flat_map(|examples| examples.values());
+        let named = named.map(|example| match example.get("$ref").and_then(Value::as_str) {
+            Some(reference) => &api.pointer(reference.trim_start_matches('#')).unwrap()["value"],
+            None => &example["value"],
+        });
+        for example in object.get("example").into_iter().chain(named) {
+            wrong.extend(violations(&api, schema, example));
+            n += 1;
+        }
+    });
+    assert!(n > 100, "only {n} examples were found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn openapi_says_of_every_route_of_a_model_what_its_layer_takes_and_answers() {
+    let api = openapi();
+    let codes = |response: &Value| -> Vec<String> {
+        let response = match response["$ref"].as_str() {
+            Some(reference) => api.pointer(reference.trim_start_matches('#')).unwrap(),
+            None => response,
+        };
+        let mut codes = Vec::new();
+        each_object(response, &mut |object| {
+            let listed = object.get("code").and_then(|code| code["enum"].as_array());
+            codes.extend(listed.into_iter().flatten().map(|code| code.as_str().unwrap().to_owned()));
+        });
+        codes
+    };
+    for (path, methods) in ROUTES {
+        for method in methods {
+            let operation = &api["paths"][path][method.to_lowercase()];
+            let has = |status: &str, code: &str| codes(&operation["responses"][status]).contains(&code.to_owned());
+            if path.starts_with("/v1/") || path.starts_with("/admin/v1/") {
+                assert!(has("422", "invalid_query"), "{method} {path}: invalid_query");
+            }
+            if !path.contains("{model}") {
+                continue;
+            }
+            assert!(has("422", "invalid_header"), "{method} {path}: invalid_header");
+            assert!(has("404", "not_found"), "{method} {path}: not_found");
+            assert!(has("503", "generation_not_reached"), "{method} {path}: generation_not_reached");
+            let parameters = operation["parameters"].as_array().unwrap();
+            let wanted = json!({ "$ref": "#/components/parameters/MinGeneration" });
+            assert!(parameters.contains(&wanted), "{method} {path}: x-min-generation");
+            for (status, answer) in operation["responses"].as_object().unwrap() {
+                let header = answer["headers"].get("x-equipoise-generation");
+                assert!(
+                    !status.starts_with('2') || header.is_some(),
+                    "{method} {path}: x-equipoise-generation of {status}"
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -187,6 +253,19 @@ fn the_guide_has_a_row_for_every_code() {
     for code in codes_of_the_table() {
         let cell = format!("| `{code}` |");
         assert!(API_GUIDE.contains(&cell), "docs/API.md has no row for `{code}`");
+    }
+}
+
+#[test]
+fn the_guide_to_metrics_lists_every_status() {
+    let guide = include_str!("../../docs/METRICS.md");
+    let row = guide.lines().find(|line| line.starts_with("| `status` |")).unwrap();
+    for operation in
+        openapi()["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values())
+    {
+        for status in operation["responses"].as_object().unwrap().keys() {
+            assert!(row.contains(&format!("`{status}`")), "{status}");
+        }
     }
 }
 

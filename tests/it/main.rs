@@ -33,6 +33,8 @@ mod preprocess_hostile;
 #[cfg(feature = "server")]
 mod process;
 #[cfg(feature = "server")]
+mod schema;
+#[cfg(feature = "server")]
 mod shared;
 #[cfg(feature = "server")]
 mod tidy;
