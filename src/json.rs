@@ -7,8 +7,9 @@ use serde::{
 use serde_json::{Map, Value};
 
 /// Characters of a message that are kept where it begins, and where it ends: it may quote megabytes of what somebody sent.
-const KEPT_START: usize = 150;
-const KEPT_END: usize = 250;
+const KEPT: (usize, usize) = (150, 250);
+/// The same of the part that quotes a value.
+const KEPT_OF_FOUND: (usize, usize) = (120, 30);
 /// What serde calls the types of values, and what they are called in JSON.
 const WORDS: [(&str, &str); 7] = [
     ("f64", "a number"),
@@ -60,7 +61,7 @@ pub(crate) fn plain(error: &str) -> String {
         _ => error,
     };
     let (found, expected) = error.rsplit_once(", expected ").unwrap_or((error, ""));
-    let found = shortened(found).replace("invalid type: sequence", "invalid type: list");
+    let found = without_middle(found, KEPT_OF_FOUND).replace("invalid type: sequence", "invalid type: list");
     let found = found.replace("invalid type: map", "invalid type: object");
     match WORDS.iter().find(|(word, _)| *word == expected) {
         Some((_, word)) => format!("{found}, expected {word}"),
@@ -71,8 +72,12 @@ pub(crate) fn plain(error: &str) -> String {
 
 /// `message` without its middle, if it is long.
 pub(crate) fn shortened(message: &str) -> String {
-    let start = message.char_indices().nth(KEPT_START).map_or(message.len(), |(at, _)| at);
-    let end = message.char_indices().rev().nth(KEPT_END - 1).map_or(0, |(at, _)| at);
+    without_middle(message, KEPT)
+}
+
+fn without_middle(message: &str, (start, end): (usize, usize)) -> String {
+    let start = message.char_indices().nth(start).map_or(message.len(), |(at, _)| at);
+    let end = message.char_indices().rev().nth(end - 1).map_or(0, |(at, _)| at);
     if start < end { format!("{}…{}", &message[..start], &message[end..]) } else { message.to_owned() }
 }
 
@@ -134,12 +139,12 @@ mod tests {
         let long = "é".repeat(1 << 20);
         let error = read(&format!(r#"{{"litres": "{long}"}}"#)).unwrap_err();
         assert!(error.starts_with("`litres`: invalid type: string \"éé") && error.ends_with(", expected a number"));
-        assert!(error.contains('…') && error.chars().count() < 500, "{}", error.len());
+        assert!(error.contains('…') && error.chars().count() < 200, "{}", error.len());
         let error = read(&format!(r#"{{"{long}": 1}}"#)).unwrap_err();
         assert!(error.starts_with("unknown field `éé") && error.ends_with("`litres`, `tins`"));
-        assert!(error.chars().count() < 500);
-        let whole = "x".repeat(KEPT_START + KEPT_END);
+        assert!(error.chars().count() < 250);
+        let whole = "x".repeat(KEPT.0 + KEPT.1);
         assert_eq!(shortened(&whole), whole);
-        assert_eq!(shortened(&(whole + "x")).chars().filter(|&c| c == 'x').count(), KEPT_START + KEPT_END);
+        assert_eq!(shortened(&(whole.clone() + "x")).chars().filter(|&c| c == 'x').count(), whole.len());
     }
 }

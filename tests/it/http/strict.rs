@@ -154,6 +154,17 @@ async fn a_name_that_is_no_utf8_is_404_on_every_route() {
 }
 
 #[tokio::test]
+async fn a_tag_that_no_generation_has_matches_none_and_the_detail_says_so() {
+    let app = Setup::new().start();
+    let request = app.admin("PATCH", "heads/tau").header("if-match", "W/\"1\"").json(&json!({ "tau": 0.5 }));
+    let detail = send(request).await.problem(412, "precondition_failed");
+    assert!(
+        detail.starts_with("the change was to be made at a tag that no generation has, and the model is at"),
+        "{detail}"
+    );
+}
+
+#[tokio::test]
 async fn a_body_that_is_packed_is_415() {
     let app = Setup::new().start();
     let requests = [
