@@ -76,6 +76,8 @@ pub struct Config {
     pub max_request_time: Duration,
     /// Bytes of a body.
     pub max_body_bytes: usize,
+    /// Bytes of all bodies of inference at once.
+    pub max_bodies_bytes: usize,
     /// Bytes of a feature set.
     pub max_feature_set_bytes: u64,
     /// Bytes of all feature sets.
@@ -168,6 +170,7 @@ impl ServeOptions {
             max_queue_delay: milliseconds(self.max_queue_delay_ms, 0),
             max_request_time: milliseconds(self.max_request_time_ms, 30_000),
             max_body_bytes: self.max_body_bytes.unwrap_or(32 << 20),
+            max_bodies_bytes: self.max_bodies_bytes.unwrap_or(2 << 30),
             max_feature_set_bytes: self.max_feature_set_bytes.unwrap_or(4 << 30),
             max_feature_sets_bytes: self.max_feature_sets_bytes.unwrap_or(64 << 30),
             fit_queue_capacity: self.fit_queue_capacity.map_or(16, NonZeroUsize::get),

@@ -15,6 +15,7 @@ use axum::{
 use super::{App, error::ApiError, query::refuse_unread};
 use crate::{
     access::{RateLimiter, RateRefusal, Role, Sender},
+    batcher::Inputs,
     registry::Author,
 };
 
@@ -182,9 +183,12 @@ impl Allowance {
         self.with(|limiter, sender| limiter.look(sender), 1)
     }
 
-    /// Takes `n` images from the caller's bucket.
-    pub(super) fn take(&self, n: usize) -> Result<(), ApiError> {
-        self.with(|limiter, sender| limiter.take(sender, n), n)
+    /// Takes the images of a body from the caller's bucket: one for a body that cannot be taken apart.
+    pub(super) fn count(&self, parsed: Result<Inputs, ApiError>) -> Result<Inputs, ApiError> {
+        let n = parsed.as_ref().map_or(1, Inputs::len);
+        let taken = self.with(|limiter, sender| limiter.take(sender, n), n);
+        let inputs = parsed?;
+        taken.map(|()| inputs)
     }
 
     fn with(
@@ -225,8 +229,8 @@ fn sender(extensions: &Extensions, headers: &HeaderMap, trusted_proxies: usize) 
 /// it saw; what stands before these may be anybody's invention.
 fn forwarded_for(headers: &HeaderMap, n: usize) -> Option<IpAddr> {
     let lists = headers.get_all("x-forwarded-for").iter().rev();
-    let mut from_the_end = lists.flat_map(|list| list.to_str().unwrap_or_default().rsplit(','));
-    let seen = from_the_end.nth(n.checked_sub(1)?)?.trim();
+    let mut from_the_end = lists.flat_map(|list| list.as_bytes().rsplit(|&byte| byte == b','));
+    let seen = std::str::from_utf8(from_the_end.nth(n.checked_sub(1)?)?).ok()?.trim();
     // Some write a port behind it.
     seen.parse().ok().or_else(|| seen.parse().ok().map(|address: SocketAddr| address.ip()))
 }
@@ -240,7 +244,7 @@ mod tests {
         let check = |lists: &[&'static str], n, expected: Option<&str>| {
             let mut headers = HeaderMap::new();
             for list in lists {
-                headers.append("x-forwarded-for", axum::http::HeaderValue::from_static(list));
+                headers.append("x-forwarded-for", axum::http::HeaderValue::from_bytes(list.as_bytes()).unwrap());
             }
             assert_eq!(forwarded_for(&headers, n), expected.map(|text| text.parse().unwrap()), "{lists:?} {n}");
         };
@@ -254,6 +258,8 @@ mod tests {
         check(&["[2001:db8::1]:4711"], 1, Some("2001:db8::1"));
         check(&["2001:db8::1"], 1, Some("2001:db8::1"));
         check(&["unknown"], 1, None);
+        check(&["\u{e9}, 2.2.2.2"], 1, Some("2.2.2.2"));
+        check(&["2.2.2.2, \u{e9}"], 1, None);
         check(&[], 1, None);
     }
 

@@ -18,7 +18,7 @@ use serde::{
     de::{DeserializeOwned, DeserializeSeed, IgnoredAny},
 };
 
-use super::{aside::computed, error::ApiError, json_inputs::json_inputs, object::Object};
+use super::{aside::computed, error::ApiError, json_inputs::json_inputs, object::Object, room::Room};
 use crate::{
     batcher::{BatchError, Inputs},
     json,
@@ -28,12 +28,25 @@ use crate::{
 /// How long an answer waits for the rest of a body that nobody wants, and for each piece of it.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of a body that has begun to come for which memory is asked at once.
+const MAX_AHEAD: usize = 1 << 20;
 /// Bytes of JSON, and of multipart, that are taken apart in a tenth of a millisecond or so.
 const QUICKLY_PARSED: usize = 16 << 10;
 const QUICKLY_SCANNED: usize = 256 << 10;
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
+    read_in(None, headers, body, limit, deadline).await
+}
+
+/// The same, of which `room` has what there is by then.
+pub(super) async fn read_in(
+    mut room: Option<&mut Room>,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+    deadline: Instant,
+) -> Result<Bytes, ApiError> {
     check_encoding(headers)?;
     let declared = declared_length(headers);
     if declared.is_some_and(|length| length > limit as u64) {
@@ -50,12 +63,17 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, deadline
             if length > limit {
                 return Err(ApiError::BodyTooLarge { limit });
             }
+            if let Some(room) = &mut room {
+                room.grow(length)?;
+            }
             // A small body is one chunk, which needs no copy.
             match (&first, rest.is_empty()) {
                 (None, true) => first = Some(chunk),
                 _ => {
                     if let Some(first) = first.take() {
-                        rest.reserve(declared.map_or(first.len() + chunk.len(), |length| length as usize));
+                        // Anybody can announce much.
+                        let announced = declared.map_or(length, |declared| declared as usize).min(MAX_AHEAD);
+                        rest.reserve(announced.max(length));
                         rest.extend_from_slice(&first);
                     }
                     rest.extend_from_slice(&chunk);

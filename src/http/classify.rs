@@ -75,9 +75,9 @@ async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Resp
     let (heads, requests) = computed(is_scaled, deadline, move || choose_heads(&state, &choice)).await?;
     let form = InputsForm::of(&headers)?;
     allowance.look()?;
-    let body = body::read(&headers, body, app.max_body_bytes, deadline).await?;
-    let inputs = form.parse(&headers, body, &model, deadline).await?;
-    allowance.take(inputs.len())?;
+    let mut room = app.bodies.room();
+    let body = body::read_in(Some(&mut room), &headers, body, app.max_body_bytes, deadline).await?;
+    let inputs = allowance.count(form.parse(&headers, body, &model, deadline).await)?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
     let is_long = outputs.n_predictions() > QUICKLY_WRITTEN;
     let write = move || Ok(Json(ClassifyResponse::new(&model, &heads, outputs, start)).into_response());

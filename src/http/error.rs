@@ -46,6 +46,12 @@ pub(crate) enum ApiError {
     /// A body that would have to be unpacked first.
     #[error("content encoding `{0}` is not taken here: send the body as it is")]
     ContentEncoding(String),
+    /// Bodies that are too large together.
+    #[error("the bodies of requests under way take {max_bytes} bytes already, which is all they may")]
+    BodiesTooLarge {
+        /// Of all together.
+        max_bytes: usize,
+    },
     /// A body over the limit.
     #[error("the body is larger than {limit} bytes")]
     BodyTooLarge {
@@ -142,6 +148,7 @@ impl ApiError {
             Self::Header { .. } => (S::UNPROCESSABLE_ENTITY, "invalid_header"),
             Self::UnsupportedMediaType { .. } => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::ContentEncoding(_) => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::BodiesTooLarge { .. } => (S::SERVICE_UNAVAILABLE, "overloaded"),
             Self::BodyTooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyIncomplete(_) => (S::BAD_REQUEST, "incomplete_body"),
             Self::BodyTooSlow => (S::REQUEST_TIMEOUT, "body_timeout"),
@@ -216,6 +223,7 @@ impl ApiError {
         match self {
             Self::Batch(BatchError::QueueFull { .. } | BatchError::TooManyImages { .. })
             | Self::Batch(BatchError::DeadlineExceeded | BatchError::Unavailable)
+            | Self::BodiesTooLarge { .. }
             | Self::BodyTooLarge { .. }
             | Self::BodyTooSlow
             | Self::GenerationNotReached { .. }

@@ -19,6 +19,7 @@ mod object;
 mod ops;
 pub(crate) mod predictions;
 mod query;
+mod room;
 
 use std::{
     sync::{
@@ -44,6 +45,7 @@ use crate::{
     metrics::Metrics,
     registry::Registry,
 };
+use room::Bodies;
 
 /// How far the server is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,7 @@ pub struct App {
     pub trusted_proxies: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
+    bodies: Bodies,
     /// From a request's head to its answer.
     pub max_request_time: Duration,
     phase: AtomicU8,
@@ -93,6 +96,7 @@ impl App {
             rate_limiter: config.rate_limit.map(limiter),
             trusted_proxies: config.trust_forwarded_for,
             max_body_bytes: config.max_body_bytes,
+            bodies: Bodies::new(config.max_bodies_bytes),
             max_request_time: config.max_request_time,
             phase: AtomicU8::new(0),
         }

@@ -37,6 +37,12 @@ async fn images_and_rows_count_one_each_in_every_form_of_body() {
     app.classify("", image("key", 0)).await.expect(200);
     app.classify("", image("key", 0)).await.problem(429, "rate_limited");
     send(app.post("/v1/models/icons30/features").body(image("key", 0))).await.problem(429, "rate_limited");
+    // A body that is nothing is one.
+    let app_of_one = limited(1).start();
+    send(app_of_one.post("/v1/classify").header("content-type", "application/json").body("{"))
+        .await
+        .problem(400, "invalid_json");
+    app_of_one.classify("", image("key", 0)).await.problem(429, "rate_limited");
     // More than could ever be.
     let detail = app.classify_features("", &feature_rows(8)).await;
     detail.problem(429, "rate_limited");

@@ -84,6 +84,16 @@ async fn heads_that_are_published_and_deleted_under_load_fail_nobody_who_asks_fo
     futures_util::future::join(futures_util::future::join_all(readers), writer).await;
 }
 
+#[tokio::test]
+async fn bodies_take_no_more_memory_than_they_may_and_small_ones_go_through() {
+    let app = Setup::new().config(|config| config.max_bodies_bytes = 1 << 20).start();
+    // Not an image, and read to its end before that is known.
+    app.classify("", vec![0; 1 << 20]).await.problem(422, "invalid_image");
+    app.classify("", vec![0; 2 << 20]).await.problem(503, "overloaded");
+    app.classify("", image("key", 0)).await.expect(200);
+    assert_eq!(app.metrics().await.get("equipoise_rejected_total{reason=\"overloaded\"}"), 1.0);
+}
+
 /// A large picture whose file ends before it does: it takes long to find that out.
 fn broken_photo() -> Vec<u8> {
     let mut png = std::io::Cursor::new(Vec::new());

@@ -1,0 +1,79 @@
+//! Room in memory for the bodies of requests.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+
+use super::error::ApiError;
+
+/// Of each body so much is not counted: connections are, and of most bodies this is all.
+const FREE_BYTES: usize = 64 << 10;
+/// What is counted.
+const UNIT_BYTES: usize = 1 << 10;
+
+/// What the bodies of all requests may take together, the callers' of inference: whoever may not be known.
+#[derive(Clone, Debug)]
+pub(super) struct Bodies {
+    units: Arc<Semaphore>,
+    max_bytes: usize,
+}
+
+/// What one body takes of it, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    bodies: Bodies,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+impl Bodies {
+    pub(super) fn new(max_bytes: usize) -> Self {
+        let units = (max_bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
+        Self { units: Arc::new(Semaphore::new(units)), max_bytes }
+    }
+
+    /// Room for a body of which nothing has come yet.
+    pub(super) fn room(&self) -> Room {
+        Room { bodies: self.clone(), taken: None }
+    }
+}
+
+impl Room {
+    /// Room for a body that has so many bytes by now.
+    ///
+    /// # Errors
+    /// [`ApiError::BodiesTooLarge`] if the others leave none.
+    pub(super) fn grow(&mut self, n_bytes: usize) -> Result<(), ApiError> {
+        let wanted = n_bytes.saturating_sub(FREE_BYTES).div_ceil(UNIT_BYTES);
+        let more = wanted.saturating_sub(self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if more == 0 {
+            return Ok(());
+        }
+        let max_bytes = self.bodies.max_bytes;
+        let full = |_: TryAcquireError| ApiError::BodiesTooLarge { max_bytes };
+        let more = u32::try_from(more).map_err(|_| ApiError::BodiesTooLarge { max_bytes })?;
+        let more = Arc::clone(&self.bodies.units).try_acquire_many_owned(more).map_err(full)?;
+        match &mut self.taken {
+            Some(taken) => taken.merge(more),
+            None => self.taken = Some(more),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_share_what_there_is_and_small_ones_are_free() {
+        let bodies = Bodies::new(1 << 20);
+        let (mut first, mut second) = (bodies.room(), bodies.room());
+        first.grow(FREE_BYTES + (512 << 10)).unwrap();
+        first.grow(FREE_BYTES + (768 << 10)).unwrap();
+        second.grow(FREE_BYTES + (256 << 10)).unwrap();
+        assert!(matches!(second.grow(FREE_BYTES + (256 << 10) + 1), Err(ApiError::BodiesTooLarge { .. })));
+        bodies.room().grow(FREE_BYTES).unwrap();
+        drop(first);
+        second.grow(FREE_BYTES + (1 << 20)).unwrap();
+    }
+}
