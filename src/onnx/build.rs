@@ -119,27 +119,10 @@ impl SharedWeight {
         let matrix = weights.matrix();
         // In row-major order by construction.
         let values = matrix.to_slice().unwrap_or_default();
-        let shape = [weights.num_classes() as i64, weights.feature_dim() as i64];
-        let (api, memory) = (ort::api(), MemoryInfo::default());
-        let mut value = ptr::null_mut();
-        // SAFETY: the description, the shape and the place to write to are valid for the call. ONNX Runtime does not write
-        // to a session's constant, and the memory outlives it by this function's contract.
-        let status = unsafe {
-            (api.CreateTensorWithDataAsOrtValue)(
-                memory.ptr(),
-                values.as_ptr().cast_mut().cast(),
-                size_of_val(values),
-                shape.as_ptr(),
-                shape.len(),
-                TensorElementType::Float32.into(),
-                &raw mut value,
-            )
-        };
-        // SAFETY: the status comes straight from a call of the interface and is handed over.
-        unsafe { ort::Error::result_from_status(status) }?;
-        let value = NonNull::new(value).ok_or_else(|| ort::Error::new("ONNX Runtime made no tensor of the weights"))?;
-        // SAFETY: a tensor that was made just now, and is nobody else's. Its memory is no allocator's, and is not freed.
-        let value: DynValue = unsafe { DynValue::from_ptr(value, Some(&Allocator::default())) };
+        let shape = [weights.num_classes(), weights.feature_dim()];
+        let (memory, allocator) = (MemoryInfo::default(), Allocator::default());
+        // SAFETY: ONNX Runtime does not write to a session's constant, and the memory outlives it by this function's contract.
+        let value = unsafe { tensor_over(values.as_ptr().cast_mut(), shape, &memory, &allocator) }?;
         Ok(Self { name, value: Arc::new(value), prepacked: PrepackedWeights::new() })
     }
 
@@ -147,4 +130,40 @@ impl SharedWeight {
     fn give_to(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
         Ok(builder.with_initializer(self.name, Arc::clone(&self.value))?.with_prepacked_weights(&self.prepacked)?)
     }
+}
+
+/// A tensor of values that are somebody else's, where they lie: on the host, or on a device. It keeps the allocator alive and does
+/// not free the values.
+///
+/// # Safety
+/// At `values` there is a matrix of that shape in memory of that kind, for as long as the tensor lives; and what is written
+/// to the tensor may be written there.
+#[expect(unsafe_code, reason = "ort makes tensors of memory that it has, or that is borrowed for as long as they live")]
+pub(super) unsafe fn tensor_over(
+    values: *mut f32,
+    [n_rows, n_columns]: [usize; 2],
+    memory: &MemoryInfo<'_>,
+    allocator: &Allocator,
+) -> ort::Result<DynValue> {
+    let shape = [n_rows as i64, n_columns as i64];
+    let n_bytes = n_rows * n_columns * size_of::<f32>();
+    let mut value = ptr::null_mut();
+    // SAFETY: the description, the shape and the place to write to are valid for the call; the values by the contract.
+    let status = unsafe {
+        (ort::api().CreateTensorWithDataAsOrtValue)(
+            memory.ptr(),
+            values.cast(),
+            n_bytes,
+            shape.as_ptr(),
+            shape.len(),
+            TensorElementType::Float32.into(),
+            &raw mut value,
+        )
+    };
+    // SAFETY: the status comes straight from a call of the interface and is handed over.
+    unsafe { ort::Error::result_from_status(status) }?;
+    let value = NonNull::new(value)
+        .ok_or_else(|| ort::Error::new("ONNX Runtime made no tensor of values that it was given"))?;
+    // SAFETY: a tensor that was made just now, and is nobody else's.
+    Ok(unsafe { DynValue::from_ptr(value, Some(allocator)) })
 }

@@ -85,7 +85,7 @@ impl OnDevice {
 }
 
 /// An allocator's statistics; none from a library or an allocator that keeps none.
-fn statistics(allocator: &Allocator) -> Option<DeviceMemory> {
+pub(super) fn statistics(allocator: &Allocator) -> Option<DeviceMemory> {
     let api = ort::api();
     let mut pairs = ptr::null_mut();
     // SAFETY: the allocator is valid while it is borrowed; the place to write to is ours.

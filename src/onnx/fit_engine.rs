@@ -4,13 +4,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use ndarray::ArrayView2;
-use ort::memory::AllocationDevice;
 use ort::session::{Session, SessionInputValue, SessionInputs};
 use ort::value::{Tensor, TensorRef};
 
 use super::build::build_session;
-use super::cuda::device_id;
 use super::device::{Provider, SessionOptions, providers_to_try};
+use super::device_table::DeviceTable;
 use super::error::OnnxError;
 use super::fit_graph::{
     BIAS, BIAS_GRADIENT, Fitted, GRADIENT, INDEX, LABEL, LOG_LIKELIHOOD, ROW_WEIGHT, SCALE, TABLE, WEIGHT, encode,
@@ -49,7 +48,7 @@ pub struct FitEngine {
 #[derive(Debug)]
 struct Held {
     host: (usize, usize),
-    tensor: Tensor<f32>,
+    table: DeviceTable,
 }
 
 impl FitEngine {
@@ -109,7 +108,7 @@ impl FitEngine {
         let run_error = |source| OnnxError::Run { n, source };
         let is_cpu = self.provider == Provider::Cpu;
         let (n_rows, n_columns) = batch.table.dim();
-        let held = self.held.as_ref().filter(|held| held.host == place(batch.table)).map(|held| &held.tensor);
+        let held = self.held.as_ref().filter(|held| held.host == place(batch.table)).map(|held| held.table.tensor());
         let (table, index) = match (held, batch.rows) {
             (Some(_), rows) => (None, Some(indices(rows))),
             (None, Rows::Index(_)) if is_cpu => {
@@ -163,9 +162,11 @@ impl FitEngine {
 impl Engine for FitEngine {
     fn hold(&mut self, table: ArrayView2<'_, f32>) -> Result<(), EngineError> {
         self.held = None;
-        let Some(index) = self.provider.device_index() else { return Ok(()) };
-        match copied(table, AllocationDevice::CUDA, device_id(index)) {
-            Ok(tensor) => self.held = Some(Held { host: place(table), tensor }),
+        if self.provider == Provider::Cpu {
+            return Ok(());
+        }
+        match DeviceTable::copy(host(table, 0, table.nrows()), table.ncols(), &self.options, self.provider) {
+            Ok(copy) => self.held = Some(Held { host: place(table), table: copy }),
             Err(error) => tracing::info!(%error, "the features do not fit the device, and are sent batch by batch"),
         }
         Ok(())
@@ -214,16 +215,6 @@ impl Engine for FitEngine {
     }
 }
 
-/// A table, copied to a device.
-///
-/// Why not from where it lies? `ort` 2.0.0-rc.15 copies a tensor by a session whose input it binds, and binding a borrowed
-/// tensor that is already where the session wants it locks a mutex twice and never returns. So it is copied on the host
-/// first, which takes its size of memory for a moment.
-fn copied(table: ArrayView2<'_, f32>, device: AllocationDevice<'_>, index: i32) -> ort::Result<Tensor<f32>> {
-    let values = host(table, 0, table.nrows()).to_vec();
-    Tensor::from_array(([table.nrows(), table.ncols()], values))?.to(device, index)
-}
-
 /// Where a table lies, and how long it is.
 fn place(table: ArrayView2<'_, f32>) -> (usize, usize) {
     (table.as_ptr().addr(), table.len())
@@ -270,14 +261,5 @@ mod tests {
         for (found, expected) in found.parts.concat().iter().zip(expected.parts.concat()) {
             assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
         }
-    }
-
-    #[test]
-    fn a_table_is_copied_and_the_copy_returns() {
-        super::super::library::init(None).expect("run `make ort`");
-        let table = ndarray::array![[1.0f32, 2.0], [3.0, 4.0], [5.0, 6.0]];
-        let copy = copied(table.view(), AllocationDevice::CPU, 0).expect("a copy");
-        let (shape, values) = copy.try_extract_tensor::<f32>().expect("floats");
-        assert_eq!((&**shape, values), (&[3, 2][..], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..]));
     }
 }

@@ -20,6 +20,7 @@ pub(super) const SCALE: &str = "scale";
 pub(super) const LOG_LIKELIHOOD: &str = "log_likelihood";
 pub(super) const GRADIENT: &str = "gradient";
 pub(super) const BIAS_GRADIENT: &str = "bias_gradient";
+pub(super) const COPY: &str = "copy";
 
 /// What is fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +94,18 @@ pub(super) fn encode(fitted: Fitted, indexed: bool) -> Vec<u8> {
         initializer: vec![constant("one", &[], &[1.0]), rows],
         input: inputs,
         output: outputs,
+        ..GraphProto::default()
+    })
+}
+
+/// A graph that does nothing to a table, or to rows of it: running it copies them to where its output is wanted.
+pub(super) fn encode_copy() -> Vec<u8> {
+    let rows = |name| tensor_info(name, data_type::FLOAT, vec![symbol("N"), symbol("D")]);
+    model_bytes(GraphProto {
+        name: Some("copy".to_owned()),
+        node: vec![node("Identity", &[TABLE], COPY, &[])],
+        input: vec![rows(TABLE)],
+        output: vec![rows(COPY)],
         ..GraphProto::default()
     })
 }

@@ -7,7 +7,7 @@
 //! session   the backbone: images [n,3,H,W] -> features [n,D]
 //! copies    several sessions of it that hold its weights once
 //! scorer    a head's matrix product: features -> raw scores [n,C]
-//! fit_engine, fit_graph  loss and gradient of a softmax classifier: a step of a fit
+//! fit_engine, fit_graph, device_table  loss and gradient of a softmax classifier: a step of a fit
 //! cut       a whole classifier -> backbone and head (`equipoise import`)
 //! ```
 //! A session belongs to one thread at a time. Features stay on the device between backbone and head.
@@ -21,6 +21,7 @@ mod cuda;
 mod cut;
 mod device;
 mod device_memory;
+mod device_table;
 mod error;
 mod features;
 mod fit_engine;
