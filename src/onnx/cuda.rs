@@ -137,15 +137,18 @@ pub(super) fn device_id(index: u32) -> i32 {
 pub(super) fn preload_cuda(library: &Path) {
     static PRELOADED: OnceLock<()> = OnceLock::new();
     PRELOADED.get_or_init(|| {
-        let Some(site) = library.ancestors().nth(3) else {
-            return;
-        };
-        let cuda = Some(site.join("nvidia").join("cu13").join("lib")).filter(|dir| dir.is_dir());
-        let cudnn = Some(site.join("nvidia").join("cudnn").join("lib")).filter(|dir| dir.is_dir());
-        if let Err(err) = ep::cuda::preload_dylibs(cuda.as_deref(), cudnn.as_deref()) {
-            tracing::warn!("CUDA's libraries beside ONNX Runtime could not all be loaded: {err}");
+        for error in library.ancestors().nth(3).map(preload_from).unwrap_or_default() {
+            tracing::warn!("NVIDIA's libraries beside ONNX Runtime could not all be loaded: {error}");
         }
     });
+}
+
+/// CUDA's and cuDNN's apart: the first library that is missing ends a call, and it may be one that ONNX Runtime does without.
+fn preload_from(site: &Path) -> Vec<ort::Error> {
+    let library_of = |package: &str| Some(site.join("nvidia").join(package).join("lib")).filter(|dir| dir.is_dir());
+    let cuda = ep::cuda::preload_dylibs(library_of("cu13").as_deref(), None);
+    let cudnn = ep::cuda::preload_dylibs(None, library_of("cudnn").as_deref());
+    [cuda, cudnn].into_iter().filter_map(Result::err).collect()
 }
 
 #[cfg(test)]
@@ -168,6 +171,19 @@ mod tests {
         for part in parts {
             assert!(error.contains(part), "{table}: no `{part}` in: {error}");
         }
+    }
+
+    #[test]
+    fn a_library_of_cuda_that_is_missing_does_not_keep_cudnns_from_being_loaded() {
+        crate::onnx::init(None).expect("run `make ort`");
+        let site = tempfile::tempdir().expect("a folder");
+        assert!(preload_from(site.path()).is_empty(), "what is not there is the system's to find");
+        for package in ["cu13", "cudnn"] {
+            std::fs::create_dir_all(site.path().join("nvidia").join(package).join("lib")).expect("a folder");
+        }
+        let errors: Vec<String> = preload_from(site.path()).iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors[1].contains("cudnn"), "{errors:?}");
     }
 
     #[test]

@@ -4,12 +4,16 @@ use super::device::DeviceChoice;
 use super::library::LibraryError;
 
 /// What ONNX Runtime and the libraries under it say when memory runs out.
-const OUT_OF_MEMORY: [&str; 5] = [
+const OUT_OF_MEMORY: [&str; 7] = [
     // The arena: the device gives no more, or the session's limit is reached.
     "Failed to allocate memory for requested buffer",
     "is smaller than requested bytes of",
     // `CUDA failure 2: out of memory`, and TensorRT.
     "out of memory",
+    // cuBLAS, in words; and cuDNN 9, which names the device's memory or the host's.
+    "the resource allocation failed",
+    "ALLOCATION_FAILED",
+    // Both with older libraries.
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 ];
@@ -188,6 +192,7 @@ mod tests {
 
     #[test]
     fn messages_of_memory_that_ran_out_are_known() {
+        crate::onnx::init(None).expect("run `make ort`");
         check(
             "Non-zero status code returned while running FusedConv node. Name:'Conv_3' Status Message: \
              bfc_arena.cc:376 onnxruntime::BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of \
@@ -196,6 +201,9 @@ mod tests {
         );
         check("Available memory of 1024 is smaller than requested bytes of 4096", true);
         check("CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc((void**)&p, size);", true);
+        check("CUBLAS failure 3: the resource allocation failed ; GPU=0 ; expr=cublasCreate(&cublas_handle_);", true);
+        check("CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0", true);
+        check("CUDNN failure 4001: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED ; GPU=0", true);
         check("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_);", true);
         check("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0", true);
         check("CUDA failure 700: an illegal memory access was encountered ; GPU=0", false);
