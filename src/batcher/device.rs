@@ -18,18 +18,34 @@ pub(super) fn run(
     (height, width): (usize, usize),
     metrics: &ModelMetrics,
 ) -> Result<Features, OnnxError> {
-    let error = match backbone.run(pixels, n, height, width) {
-        Err(error) if error.is_out_of_memory() => error,
-        result => return result,
-    };
+    match backbone.run(pixels, n, height, width) {
+        Err(error) if error.is_out_of_memory() => in_halves(backbone, pixels, n, (height, width), metrics, error),
+        result => result,
+    }
+}
+
+/// Runs in halves what did not fit, as the error says. Each is brought to the host by its own run, so that it holds nothing of the
+/// device while the next one runs.
+fn in_halves(
+    backbone: &mut dyn Backbone,
+    pixels: &[f32],
+    n: usize,
+    (height, width): (usize, usize),
+    metrics: &ModelMetrics,
+    error: OnnxError,
+) -> Result<Features, OnnxError> {
     metrics.out_of_memory.inc();
     let n_first = n.div_ceil(2);
     let Some((first, second)) = pixels.split_at_checked(n_first * 3 * height * width).filter(|_| 1 < n) else {
         return Err(error);
     };
     tracing::warn!(%error, batch_size = n, "a batch does not fit the device's memory, and is run in halves");
-    let first = run(backbone, first, n_first, (height, width), metrics)?;
-    let second = run(backbone, second, n - n_first, (height, width), metrics).map_err(|error| match error {
+    let mut half = |pixels: &[f32], n: usize| match backbone.run_sparing(pixels, n, height, width) {
+        Err(error) if error.is_out_of_memory() => in_halves(backbone, pixels, n, (height, width), metrics, error),
+        result => result,
+    };
+    let first = half(first, n_first)?;
+    let second = half(second, n - n_first).map_err(|error| match error {
         OnnxError::NotFinite { image } => OnnxError::NotFinite { image: n_first + image },
         other => other,
     })?;

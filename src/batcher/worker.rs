@@ -36,6 +36,14 @@ pub trait Backbone: Send {
     /// Those of the session.
     fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError>;
 
+    /// The same with as little of a device's memory as can be, in more time; the features come to the host.
+    ///
+    /// # Errors
+    /// Those of the session.
+    fn run_sparing(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+        self.run(pixels, n, height, width)
+    }
+
     /// What it holds on a device, if it has memory of its own there.
     fn device_memory(&self) -> Option<DeviceMemory> {
         None
@@ -45,6 +53,10 @@ pub trait Backbone: Send {
 impl Backbone for onnx::Backbone {
     fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
         onnx::Backbone::run(self, pixels, n, height, width)
+    }
+
+    fn run_sparing(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+        onnx::Backbone::run_sparing(self, pixels, n, height, width)
     }
 
     fn device_memory(&self) -> Option<DeviceMemory> {

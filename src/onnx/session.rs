@@ -44,6 +44,15 @@ pub struct Backbone {
     fallback: Option<String>,
 }
 
+/// What a run may take of a device. On the CPU it makes no difference.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    /// What is fast: a shape that has been run before, and features that stay on the device.
+    Usual,
+    /// As little as can be: the batch as it is, and features that come to the host.
+    Sparing,
+}
+
 /// What a session is built from.
 #[derive(Clone, Debug)]
 struct Source<'a> {
@@ -166,7 +175,8 @@ impl Backbone {
         self.on_device.as_ref().and_then(OnDevice::held)
     }
 
-    /// Runs each batch size once on a black image, so that no request pays for the first time.
+    /// Runs each batch size once on black images, so that no request pays for the first time. A size of more than one that does
+    /// not fit the memory is let be: such a batch is run in parts.
     ///
     /// # Errors
     /// Those of [`Backbone::run`], features that are not finite excepted. With [`DeviceChoice::Auto`] the first failure on
@@ -177,17 +187,30 @@ impl Backbone {
             let len = len.ok_or_else(|| self.image_shape_error(n, height, width, 0))?;
             let pixels = vec![0.0; len];
             self.check_images(&pixels, n, height, width)?;
-            match (self.run_unchecked(&pixels, n, height, width), self.unproved.take()) {
-                (Ok(_), _) => (),
-                (Err(err), None) => return Err(err),
-                (Err(err), Some(source)) => {
-                    let fallback = Some(tell_fallback(self.provider, &err));
+            match self.rehearse(&pixels, n, height, width) {
+                Ok(()) => self.unproved = None,
+                Err(error) if 1 < n && error.is_out_of_memory() => {
+                    tracing::warn!(%error, batch_size = n, "batches of {n} do not fit the memory, and will be run in halves");
+                }
+                Err(error) => {
+                    let Some(source) = self.unproved.take() else { return Err(error) };
+                    let fallback = Some(tell_fallback(self.provider, &error));
                     *self = Self { fallback, ..Self::load_on(&source, Provider::Cpu)? };
-                    self.run_unchecked(&pixels, n, height, width)?;
+                    self.rehearse(&pixels, n, height, width)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// A run, and its features on the host. `ort` copies them from a device with a session that it makes at the first time, and
+    /// keeps: not when a request asks for features.
+    fn rehearse(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<(), OnnxError> {
+        let features = self.run_unchecked(Manner::Usual, pixels, n, height, width)?;
+        match features.to_host() {
+            Ok(_) | Err(OnnxError::NotFinite { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Computes the features of `n` images, given as `[n,3,height,width]`.
@@ -196,8 +219,34 @@ impl Backbone {
     /// [`OnnxError::ImageShape`], [`OnnxError::Run`], [`OnnxError::OutputShape`], and [`OnnxError::NotFinite`] with the
     /// index of the first image whose features are not; on CUDA the features are not looked at here, but by the head.
     pub fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+        self.run_as(Manner::Usual, pixels, n, height, width)
+    }
+
+    /// The same with as little of a device's memory as can be: no padding, and the run itself brings the features to the host.
+    /// It takes longer.
+    ///
+    /// # Errors
+    /// Those of [`Backbone::run`].
+    pub fn run_sparing(
+        &mut self,
+        pixels: &[f32],
+        n: usize,
+        height: usize,
+        width: usize,
+    ) -> Result<Features, OnnxError> {
+        self.run_as(Manner::Sparing, pixels, n, height, width)
+    }
+
+    fn run_as(
+        &mut self,
+        manner: Manner,
+        pixels: &[f32],
+        n: usize,
+        height: usize,
+        width: usize,
+    ) -> Result<Features, OnnxError> {
         self.check_images(pixels, n, height, width)?;
-        let features = self.run_unchecked(pixels, n, height, width)?;
+        let features = self.run_unchecked(manner, pixels, n, height, width)?;
         if let Rows::Host(rows) = features.rows() {
             check_finite(rows, features.feature_dim())?;
         }
@@ -224,10 +273,17 @@ impl Backbone {
         OnnxError::ImageShape { expected, n, height, width, len }
     }
 
-    fn run_unchecked(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+    fn run_unchecked(
+        &mut self,
+        manner: Manner,
+        pixels: &[f32],
+        n: usize,
+        height: usize,
+        width: usize,
+    ) -> Result<Features, OnnxError> {
         match self.input.batch {
             Some(batch) if batch != n => self.run_in_batches(pixels, n, batch, height, width),
-            _ => self.run_once(pixels, n, height, width),
+            _ => self.run_once(manner, pixels, n, height, width),
         }
     }
 
@@ -245,18 +301,28 @@ impl Backbone {
         for chunk in pixels.chunks(batch * image_len) {
             let mut padded = chunk.to_vec();
             padded.resize(batch * image_len, 0.0);
-            let features = self.run_once(&padded, batch, height, width)?;
+            let features = self.run_once(Manner::Sparing, &padded, batch, height, width)?;
             let n_real = chunk.len() / image_len;
             rows.extend(features.to_host()?.iter().take(n_real * features.feature_dim()));
         }
         Ok(Features::new(Rows::Host(rows), n, self.feature_dim()))
     }
 
-    fn run_once(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
+    fn run_once(
+        &mut self,
+        manner: Manner,
+        pixels: &[f32],
+        n: usize,
+        height: usize,
+        width: usize,
+    ) -> Result<Features, OnnxError> {
         let run_error = |source| OnnxError::Run { n, source };
-        let n_run = self.padded(n);
+        let (n_run, kept_dim) = match manner {
+            Manner::Usual => (self.padded(n), self.kept_dim()),
+            Manner::Sparing => (n, None),
+        };
         let mut selector = OutputSelector::no_default().with(&*self.output.name);
-        if let (Some(memory), Some(feature_dim)) = (&self.on_device, self.keeps_on_device(n)) {
+        if let (Some(memory), Some(feature_dim)) = (&self.on_device, kept_dim) {
             let buffer = memory.features(n_run, feature_dim).map_err(run_error)?;
             selector = selector.preallocate(&*self.output.name, buffer);
         }
@@ -278,10 +344,9 @@ impl Backbone {
         if self.on_device.is_some() && self.input.batch.is_none() { padded(n, self.max_batch_size) } else { n }
     }
 
-    /// D if a batch of `n` can be left on the device: `[N,D]` with D known, and not a part of it.
-    fn keeps_on_device(&self, n: usize) -> Option<usize> {
-        let is_whole = self.input.batch.is_none_or(|batch| batch == n);
-        self.output.feature_dim.filter(|_| self.output.is_matrix && is_whole)
+    /// D if features can be left on the device: they are `[N,D]` with D known.
+    fn kept_dim(&self) -> Option<usize> {
+        self.output.feature_dim.filter(|_| self.output.is_matrix)
     }
 
     /// Checks the answer's shape, learns D from the first one, and copies host values of the first `n` of `n_run` images out of
@@ -327,73 +392,5 @@ pub(super) fn tell_fallback(provider: Provider, err: &OnnxError) -> String {
     reason
 }
 
-/// What only CUDA uses, run on the CPU, where it must answer the same.
 #[cfg(test)]
-mod tests {
-    use ort::memory::Allocator;
-    use ort::value::Tensor;
-
-    use super::*;
-    use crate::onnx::{Scorer, ScorerSpec, Transform};
-
-    const BACKBONE: &[u8] = include_bytes!("../../tests/data/onnx/backbone.onnx");
-
-    fn backbone() -> Backbone {
-        let options = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() };
-        Backbone::load(BACKBONE, None, &options).expect("a valid backbone")
-    }
-
-    fn rows(backbone: &mut Backbone, pixels: &[f32]) -> Vec<f32> {
-        let features = backbone.run(pixels, pixels.len() / 192, 8, 8).expect("a run");
-        features.to_host().expect("on the host").into_owned()
-    }
-
-    #[test]
-    fn features_computed_into_given_memory_are_the_same() {
-        let (mut plain, mut given) = (backbone(), backbone());
-        given.on_device = Some(OnDevice::with(Allocator::default(), Allocator::default()));
-        assert_eq!(given.keeps_on_device(3), Some(6));
-        for max_batch_size in [1, 4, 6, 8] {
-            given.max_batch_size = max_batch_size;
-            for n in [3, 1, 5, 6, 2, 9] {
-                let pixels: Vec<f32> = (0..n * 192).map(|i| (i % 7) as f32 - 3.0).collect();
-                assert_eq!(rows(&mut given, &pixels), rows(&mut plain, &pixels), "{n} of {max_batch_size}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_batch_is_padded_unless_the_model_fixes_its_size() {
-        let mut backbone = backbone();
-        backbone.max_batch_size = 8;
-        assert_eq!(backbone.padded(3), 3, "on the CPU");
-        backbone.on_device = Some(OnDevice::with(Allocator::default(), Allocator::default()));
-        assert_eq!(backbone.padded(3), 4);
-        backbone.input.batch = Some(3);
-        assert_eq!(backbone.padded(3), 3);
-    }
-
-    #[test]
-    fn features_in_a_tensor_are_scored_and_copied() {
-        library::init(None).expect("run `make ort`");
-        // Two rows, and one of padding that is not even finite.
-        let values = vec![1.0_f32, 2.0, 3.0, 4.0, f32::NAN, f32::INFINITY];
-        let tensor = Tensor::from_array(([3_usize, 2], values)).expect("a tensor");
-        let features = Features::new(Rows::Device(tensor), 2, 2);
-        assert!(features.is_on_device());
-        assert_eq!(*features.to_host().expect("a copy"), [1.0, 2.0, 3.0, 4.0]);
-        let spec = ScorerSpec {
-            weight: &[1.0, 10.0],
-            num_classes: 1,
-            feature_dim: 2,
-            transform: Transform::Identity,
-            squared_norm: false,
-        };
-        let options = SessionOptions { device: DeviceChoice::Cpu, ..SessionOptions::default() };
-        let mut scorer = Scorer::build(&spec, &options).expect("a valid head");
-        assert_eq!(scorer.run(&features).expect("a run").raw, [21.0, 43.0]);
-        let Rows::Device(tensor) = features.rows() else { panic!("it was put there") };
-        let scores = scorer.run_padded(tensor, 2).expect("a run, without a copy to the host");
-        assert_eq!((scores.n, &*scores.raw), (2, &[21.0, 43.0][..]));
-    }
-}
+mod tests;

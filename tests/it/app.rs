@@ -454,6 +454,8 @@ struct Orders {
     device_memory: Option<DeviceMemory>,
     /// Images of each run so far.
     runs: Vec<usize>,
+    /// Of these, the ones that were to spare memory.
+    sparing_runs: Vec<usize>,
 }
 
 impl StandIn {
@@ -496,6 +498,11 @@ impl StandIn {
         self.orders.0.lock().unwrap().runs.clone()
     }
 
+    /// Images of each run that was to spare memory.
+    pub(crate) fn sparing_runs(&self) -> Vec<usize> {
+        self.orders.0.lock().unwrap().sparing_runs.clone()
+    }
+
     /// Waits until `n` runs have begun.
     pub(crate) async fn begun(&self, n: usize) {
         let mut begun = self.begun.subscribe();
@@ -507,6 +514,11 @@ impl StandIn {
         impl Backbone for Held {
             fn device_memory(&self) -> Option<DeviceMemory> {
                 self.1.orders.0.lock().unwrap().device_memory
+            }
+
+            fn run_sparing(&mut self, pixels: &[f32], n: usize, h: usize, w: usize) -> Result<Features, OnnxError> {
+                self.1.orders.0.lock().unwrap().sparing_runs.push(n);
+                self.run(pixels, n, h, w)
             }
 
             fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {

@@ -48,6 +48,7 @@ async fn a_batch_that_does_not_fit_is_answered_in_halves_each_request_its_own() 
         );
     }
     assert_eq!(stand_in.runs(), [8, 8, 4, 2, 2, 4, 2, 2]);
+    assert_eq!(stand_in.sparing_runs(), [4, 2, 2, 4, 2, 2], "the halves leave nothing on the device");
     let samples = app.metrics().await;
     assert_eq!((samples.get(OUT_OF_MEMORY), samples.get(WORKERS)), (3.0, 1.0));
     // What was split is one batch all the same.
