@@ -18,6 +18,7 @@
 //!   can be made it takes nothing, and without any worker left the model is not available.
 //! * A caller that hung up has dropped its reply: its images are skipped wherever they are.
 
+mod backbone;
 mod batch;
 mod decode_pool;
 mod device;
@@ -38,11 +39,11 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
+pub use backbone::{Backbone, Rebuild};
 pub use decode_pool::DecodePool;
 pub use job::{BatchError, HeadRequest, Output, Timing, Wanted};
 pub use lone::{Backbones, Occupancy};
 pub use scorers::ScorerPool;
-pub use worker::{Backbone, Rebuild};
 
 use crate::{
     metrics::ModelMetrics,

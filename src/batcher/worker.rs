@@ -1,14 +1,13 @@
 //! The thread that owns a backbone session, and the sessions of the heads.
 
 use std::{
-    error::Error,
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    BatchLimits,
+    Backbone, BatchLimits, Rebuild,
     batch::{Group, group},
     device::{self, NoSession, Told},
     job::{Answer, BatchError, HeadRequest, Input, Job, Output, Timing, Wanted},
@@ -20,52 +19,13 @@ use super::{
 use crate::{
     heads::Scores,
     metrics::{ModelMetrics, Phase},
-    onnx::{self, DeviceMemory, Features, OnnxError},
+    onnx::{self, Features, OnnxError},
     preprocess::Preprocessor,
     sync::{
         atomic::{AtomicUsize, Ordering},
         thread,
     },
 };
-
-/// What turns pixels into features: an ONNX session, or a stand-in that a test controls.
-pub trait Backbone: Send {
-    /// Features `[n, D]` of `n` images `[n, 3, height, width]`.
-    ///
-    /// # Errors
-    /// Those of the session.
-    fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError>;
-
-    /// The same with as little of a device's memory as can be, in more time; the features come to the host.
-    ///
-    /// # Errors
-    /// Those of the session.
-    fn run_sparing(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
-        self.run(pixels, n, height, width)
-    }
-
-    /// What it holds on a device, if it has memory of its own there.
-    fn device_memory(&self) -> Option<DeviceMemory> {
-        None
-    }
-}
-
-impl Backbone for onnx::Backbone {
-    fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
-        onnx::Backbone::run(self, pixels, n, height, width)
-    }
-
-    fn run_sparing(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
-        onnx::Backbone::run_sparing(self, pixels, n, height, width)
-    }
-
-    fn device_memory(&self) -> Option<DeviceMemory> {
-        onnx::Backbone::device_memory(self)
-    }
-}
-
-/// Makes the session of a worker anew, warmed, when the one that it had is broken. Whatever fails is for the log.
-pub type Rebuild = Arc<dyn Fn() -> Result<Box<dyn Backbone>, Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 /// After a session could not be made, the time until the next try; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -230,8 +190,9 @@ impl Worker {
         }
     }
 
-    /// Answers a group on which the model failed, and looks whether the session still works: on a black image of a size with which
+    /// Answers a group on which the model failed, and looks whether the session still works: on black images of a size with which
     /// it has worked, so that no caller's image costs the others a session. If it does, another size is what the model cannot take.
+    /// Two of them, unless it failed on one: a backbone may have a session for single images.
     fn fail(&mut self, group: Group, error: OnnxError) {
         let mut wrong_size = match (&error, group.size) {
             (OnnxError::ImageShape { expected, .. }, Some(_)) => Some(format!("it takes {expected}")),
@@ -241,7 +202,9 @@ impl Worker {
             // A head's session is made again when it is needed.
             self.scorers.clear();
             if let (Some(size), Some((height, width))) = (group.size, self.proved_size) {
-                self.is_broken = self.backbone.run(&vec![0.0; 3 * height * width], 1, height, width).is_err();
+                let (n, metrics) = (group.n.min(2), &self.shared.metrics);
+                let black = vec![0.0; n * 3 * height * width];
+                self.is_broken = device::run(&mut *self.backbone, &black, n, (height, width), metrics).is_err();
                 if !self.is_broken && size != (height, width) && !error.is_out_of_memory() {
                     wrong_size = Some(format!("it failed on them, and not on {height} x {width}"));
                 }

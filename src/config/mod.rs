@@ -111,8 +111,8 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_QUEUE_CAPACITY", value_name = "IMAGES")]
     pub queue_capacity: Option<NonZeroUsize>,
 
-    /// Images in one pass of the backbone. Larger ones help a GPU; on the CPU they mostly cost memory
-    /// [default: 4 on the CPU, 32 on CUDA]
+    /// Images in one pass of the backbone. Larger ones help a GPU, where several images are padded to so many; on the CPU they
+    /// mostly cost memory [default: 4 on the CPU, 32 on CUDA]
     #[arg(long, env = "EQUIPOISE_MAX_BATCH_SIZE", value_name = "IMAGES")]
     pub max_batch_size: Option<NonZeroUsize>,
 

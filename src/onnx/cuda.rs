@@ -99,10 +99,10 @@ pub(super) fn registered(provider: Provider, options: &SessionOptions) -> Vec<Ex
 }
 
 /// # Why these settings?
-/// `HEURISTIC`: the default times every convolution algorithm at every new shape, seconds of delay on a live request.
-/// TF32 off unless the model asks for it: answers should be those of the CPU. `kSameAsRequested`: the other strategy doubles
-/// the arena at every extension. Errors on failure, because a session that falls back to the CPU in silence is a server ten
-/// times slower with no word about it.
+/// `HEURISTIC`: the default times every convolution algorithm at every new shape, seconds of delay on a live request; what is left
+/// of it is tens of milliseconds, and [`Backbone`](super::Backbone) has few shapes for that. TF32 off unless the model asks for it:
+/// answers should be those of the CPU. `kSameAsRequested`: the other strategy doubles the arena at every extension. Errors on
+/// failure, because a session that falls back to the CPU in silence is a server ten times slower with no word about it.
 fn cuda(index: u32, options: &SessionOptions) -> ExecutionProviderDispatch {
     let mut cuda = ep::CUDA::default()
         .with_device_id(device_id(index))

@@ -133,7 +133,7 @@ pub struct SessionOptions {
     pub cuda_memory_limit_bytes: Option<u64>,
     /// What the model says of CUDA; nothing on the CPU.
     pub cuda: CudaOptions,
-    /// Rows of the largest batch that is to come. On CUDA smaller ones are padded to a few sizes; on the CPU it is nothing.
+    /// Rows of the largest batch that is to come. On CUDA smaller ones are padded to it; on the CPU it is nothing.
     pub max_batch_size: usize,
 }
 

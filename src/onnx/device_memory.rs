@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "ort does not wrap AllocatorGetStats")]
 
 use std::ffi::CStr;
+use std::ops::Add;
 use std::ptr;
 
 use ort::AsPointer;
@@ -22,6 +23,19 @@ pub struct DeviceMemory {
     pub reserved: u64,
     /// The most that it may take, if there is a limit.
     pub limit: Option<u64>,
+}
+
+/// What two sessions hold together. A limit is one only if both have it.
+impl Add for DeviceMemory {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            in_use: self.in_use + other.in_use,
+            reserved: self.reserved + other.reserved,
+            limit: self.limit.zip(other.limit).map(|(one, other)| one + other),
+        }
+    }
 }
 
 /// The allocators of a session on a device.
@@ -149,6 +163,13 @@ mod tests {
         drop(tensor);
         let after = statistics(&arena).expect("statistics");
         assert_eq!((after.in_use, after.reserved), (before.in_use, with.reserved));
+    }
+
+    #[test]
+    fn two_sessions_hold_what_each_of_them_does() {
+        let held = |in_use, reserved, limit| DeviceMemory { in_use, reserved, limit };
+        assert_eq!(held(1, 10, Some(100)) + held(2, 20, Some(200)), held(3, 30, Some(300)));
+        assert_eq!(held(1, 10, None) + held(2, 20, Some(200)), held(3, 30, None));
     }
 
     #[test]

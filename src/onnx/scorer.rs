@@ -101,7 +101,7 @@ impl Scorer {
         let ScorerSpec { num_classes, feature_dim, squared_norm, .. } = *spec;
         let weights = shared.map(|(_, weights)| Arc::clone(weights));
         let mut scorer = Self { session, provider, num_classes, feature_dim, squared_norm, _weights: weights };
-        let sizes = if provider == Provider::Cpu { vec![1] } else { sizes_to_warm(provider, options.max_batch_size) };
+        let sizes = if provider == Provider::Cpu { vec![1] } else { sizes_to_warm(options.max_batch_size) };
         for n in sizes {
             scorer.run_host(&vec![0.0; n * feature_dim], n)?;
         }

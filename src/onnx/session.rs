@@ -26,15 +26,20 @@ use super::library;
 /// same, but `bind_input` of a borrowed tensor that is already where the session wants it (any model that starts with a
 /// node on the CPU) locks a mutex twice and never returns in 2.0.0-rc.15.
 ///
-/// # Why are batches padded on a device?
-/// There the first run of a shape takes long: kernels are chosen and loaded, and memory is taken. So a batch grows by black
-/// images to one of a few sizes, which have all been run before the first request. What is computed for those images is
-/// left out of the answer: a head scores them too, because its shapes are few then as well, and drops their scores.
+/// # Why are batches padded on a device, and single images not?
+/// On CUDA ONNX Runtime keeps one plan for each convolution, for the shape that it had last, and makes another when that changes:
+/// 20 batches of changing sizes took 1.27 s where 0.21 s was enough in order, 55 ms for each change, by a report on 1.27 (not
+/// measured by us). So each session has one shape there. A batch grows by black images to the largest size; a single image, for
+/// which that would be the most work for nothing, has a session of its own. Both shapes have been run before the first request.
+/// What is computed for black images is left out of the answer: a head computes it too, so that its shapes are few as well, and
+/// drops their scores.
 #[derive(Debug)]
 pub struct Backbone {
     /// Not on the CPU. It stands first to be dropped before the session whose memory it is.
     on_device: Option<OnDevice>,
     session: Session,
+    /// On CUDA, for single images.
+    single: Option<Box<Self>>,
     max_batch_size: usize,
     input: ImageInput,
     output: FeatureOutput,
@@ -114,7 +119,13 @@ impl Backbone {
         let on_device = provider.device_index().map(|index| OnDevice::of(&session, index)).transpose();
         let on_device = on_device.map_err(|source| OnnxError::Load { device, source })?;
         let max_batch_size = source.options.max_batch_size;
-        Ok(Self { session, on_device, max_batch_size, input, output, provider, unproved: None, fallback: None })
+        let single = if matches!(provider, Provider::Cuda { .. }) && 1 < max_batch_size && input.batch.is_none() {
+            let options = SessionOptions { max_batch_size: 1, ..source.options.clone() };
+            Some(Box::new(Self::load_on(&Source { options, ..source.clone() }, provider)?))
+        } else {
+            None
+        };
+        Ok(Self { session, on_device, single, max_batch_size, input, output, provider, unproved: None, fallback: None })
     }
 
     /// The same backbone in another session of the same graph.
@@ -124,6 +135,7 @@ impl Backbone {
         Self {
             session,
             on_device: None,
+            single: None,
             input,
             output,
             provider,
@@ -169,10 +181,12 @@ impl Backbone {
         self.fallback.as_deref()
     }
 
-    /// What it holds on the device; nothing on the CPU.
+    /// What its sessions hold on the device; nothing on the CPU.
     #[must_use]
     pub fn device_memory(&self) -> Option<DeviceMemory> {
-        self.on_device.as_ref().and_then(OnDevice::held)
+        let held = self.on_device.as_ref().and_then(OnDevice::held);
+        let single = self.single.as_ref().and_then(|single| single.device_memory());
+        held.map(|held| single.map_or(held, |single| held + single))
     }
 
     /// Runs each batch size once on black images, so that no request pays for the first time. A size of more than one that does
@@ -281,6 +295,11 @@ impl Backbone {
         height: usize,
         width: usize,
     ) -> Result<Features, OnnxError> {
+        if let (1, Some(single)) = (n, &mut self.single) {
+            let features = single.run_unchecked(manner, pixels, n, height, width)?;
+            self.output.feature_dim = Some(features.feature_dim());
+            return Ok(features);
+        }
         match self.input.batch {
             Some(batch) if batch != n => self.run_in_batches(pixels, n, batch, height, width),
             _ => self.run_once(manner, pixels, n, height, width),

@@ -172,7 +172,7 @@ fn warm_up_session(
     given: Option<(usize, usize)>,
     max_batch_size: usize,
 ) -> Result<(), OnnxError> {
-    let batch_sizes = sizes_to_warm(session.provider(), max_batch_size);
+    let batch_sizes = sizes_to_warm(max_batch_size);
     session.image_size(given).map_or(Ok(()), |(height, width)| session.warm_up(&batch_sizes, height, width))
 }
 

@@ -432,6 +432,8 @@ pub(crate) enum Fault {
     Fail,
     /// The session is broken, and stays so until another one is made.
     Break,
+    /// The same, but for single images.
+    BreakBatches,
     Panic,
 }
 
@@ -510,7 +512,8 @@ impl StandIn {
     }
 
     fn around(&self, inner: Box<dyn Backbone>) -> Box<dyn Backbone> {
-        struct Held(Box<dyn Backbone>, StandIn, bool);
+        /// The last is the largest batch that still works, if the session is broken.
+        struct Held(Box<dyn Backbone>, StandIn, Option<usize>);
         impl Backbone for Held {
             fn device_memory(&self) -> Option<DeviceMemory> {
                 self.1.orders.0.lock().unwrap().device_memory
@@ -540,15 +543,19 @@ impl StandIn {
                 }
                 let fault = orders.fault.filter(|(run, _)| *run == number).map(|(_, fault)| fault);
                 drop(orders);
-                self.2 |= fault == Some(Fault::Break);
                 match fault {
-                    _ if self.2 => Err(OnnxError::OutputShape { found: vec![], n, feature_dim: DIM }),
-                    Some(Fault::Break) | None => self.0.run(pixels, n, height, width),
-                    Some(Fault::Fail) => Features::from_host(vec![f32::NAN; n * DIM], n, DIM),
+                    Some(Fault::Break) => self.2 = Some(0),
+                    Some(Fault::BreakBatches) => self.2 = Some(1),
+                    Some(Fault::Fail) => return Features::from_host(vec![f32::NAN; n * DIM], n, DIM),
                     Some(Fault::Panic) => panic!("the backbone panics, as the test told it to"),
+                    None => {}
                 }
+                if self.2.is_some_and(|largest| largest < n) {
+                    return Err(OnnxError::OutputShape { found: vec![], n, feature_dim: DIM });
+                }
+                self.0.run(pixels, n, height, width)
             }
         }
-        Box::new(Held(inner, self.clone(), false))
+        Box::new(Held(inner, self.clone(), None))
     }
 }

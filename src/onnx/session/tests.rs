@@ -43,9 +43,19 @@ fn a_batch_is_padded_unless_the_model_fixes_its_size() {
     backbone.max_batch_size = 8;
     assert_eq!(backbone.padded(3), 3, "on the CPU");
     backbone.on_device = Some(OnDevice::with(Allocator::default(), Allocator::default()));
-    assert_eq!(backbone.padded(3), 4);
+    assert_eq!((backbone.padded(3), backbone.padded(1)), (8, 1));
     backbone.input.batch = Some(3);
     assert_eq!(backbone.padded(3), 3);
+}
+
+#[test]
+fn single_images_go_to_the_session_for_them() {
+    let mut backbone = backbone();
+    let expected = rows(&mut backbone, &[1.0; 192]);
+    backbone.single = Some(Box::new(backbone_for(0)));
+    let error = backbone.run(&[1.0; 192], 1, 8, 8).map(|_| ()).expect_err("that session can run none");
+    assert!(error.is_out_of_memory(), "{error}");
+    assert_eq!(rows(&mut backbone, &[1.0; 384]), [expected.clone(), expected].concat());
 }
 
 #[test]

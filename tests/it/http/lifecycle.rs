@@ -1,5 +1,7 @@
 //! From the first connection to the last: loading, deadlines, callers that hang up, backbones that fail, shutting down.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::feature_rows;
@@ -236,6 +238,24 @@ const RESTARTS: [&str; 2] = [
     "equipoise_worker_restarts_total{model=\"icons30\",reason=\"session\"}",
 ];
 const WORKERS: &str = "equipoise_workers{model=\"icons30\"}";
+
+#[tokio::test]
+async fn a_session_that_is_broken_for_batches_alone_is_found_out() {
+    let stand_in = StandIn::new();
+    let pairs = |config: &mut equipoise::config::Config| {
+        config.max_batch_size = Some(2);
+        config.max_queue_delay = Duration::from_secs(20);
+    };
+    let app = Setup::new().config(pairs).start_with(&stand_in);
+    stand_in.in_run(1, Fault::BreakBatches);
+    for answer in [start(&app), start(&app)] {
+        answer.await.unwrap().problem(500, "model_failed");
+    }
+    app.until("a new session", |samples| RESTARTS.map(|name| samples.get(name)) == [0.0, 1.0]).await;
+    for answer in [start(&app), start(&app)] {
+        answer.await.unwrap().expect(200);
+    }
+}
 
 #[tokio::test]
 async fn a_worker_that_panicked_or_whose_session_broke_begins_anew() {
