@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ort::ep::{self, ExecutionProvider};
-
 use super::cuda::CudaOptions;
+use super::cuda_proof::cuda_works;
 
 /// What the configuration asks for: `auto`, `cpu`, `cuda` or `cuda:N`.
 ///
@@ -156,9 +155,8 @@ pub(super) fn providers_to_try(choice: DeviceChoice) -> Vec<Provider> {
     match choice {
         DeviceChoice::Cpu => vec![Provider::Cpu],
         DeviceChoice::Cuda { index } => vec![Provider::Cuda { index }],
-        // A library built without CUDA is the normal case: it is not worth a failed attempt and a warning.
-        DeviceChoice::Auto if !matches!(ep::CUDA::is_available(), Ok(true)) => vec![Provider::Cpu],
-        DeviceChoice::Auto => vec![Provider::Cuda { index: 0 }, Provider::Cpu],
+        DeviceChoice::Auto if cuda_works() => vec![Provider::Cuda { index: 0 }, Provider::Cpu],
+        DeviceChoice::Auto => vec![Provider::Cpu],
     }
 }
 
@@ -172,13 +170,13 @@ pub(super) fn backbone_providers_to_try(options: &SessionOptions) -> Vec<Provide
 }
 
 impl DeviceChoice {
-    /// Whether sessions may well end up on CUDA: it is asked for, or `auto` and the library that is loaded knows it.
-    /// Whether it really works only a session can tell; this is for defaults that must be chosen before.
+    /// Whether sessions may well end up on CUDA: it is asked for, or `auto` and CUDA works, which is tried the first time.
+    /// Whether it runs a model only that model's session can tell; this is for defaults that must be chosen before.
     pub fn expects_cuda(self) -> bool {
         match self {
             Self::Cpu => false,
             Self::Cuda { .. } => true,
-            Self::Auto => ep::CUDA::is_available().unwrap_or(false),
+            Self::Auto => cuda_works(),
         }
     }
 }

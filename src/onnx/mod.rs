@@ -3,7 +3,7 @@
 //! ```text
 //! library   finds libonnxruntime and loads it, once per process
 //! device    what was asked for, what is in use
-//! cuda, batch_sizes, device_memory  what is different on an NVIDIA device
+//! cuda, cuda_proof, batch_sizes, device_memory  what is different on an NVIDIA device
 //! session   the backbone: images [n,3,H,W] -> features [n,D]
 //! copies    several sessions of it that hold its weights once
 //! scorer    a head's matrix product: features -> raw scores [n,C]
@@ -18,6 +18,7 @@ mod build;
 mod contract;
 mod copies;
 mod cuda;
+mod cuda_proof;
 mod cut;
 mod device;
 mod device_memory;
