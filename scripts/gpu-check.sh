@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Holds a GPU against the CPU: the same answers, how fast, and what a change of tau and a fit take. Prints one table.
+# Holds a GPU against the CPU: the same answers and features, also where memory is short; how fast, what a batch of another size, a
+# change of tau and a fit take, and what it holds. Prints one table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,8 @@ Usage: scripts/gpu-check.sh [options]
   --requests N       requests of each measurement, of one image each [default: 2000]
   --batches "N ..."  values of --max-batch-size to measure [default: 1 8 32 64]
   --fit-rows N       rows of 2048 features to fit, 0 for no fit [default: 115846, as ImageNet-LT: 1 GB of disk]
-  --tolerance X      largest difference of a probability that is no failure [default: 0.001; TF32 and float16 need more]
+  --tolerance X      largest difference of a probability, or of a feature beside the largest one, that is no failure
+                     [default: 0.001; TF32 and float16 need more]
 
 Images are those in DIR/test, else those of models/icons30. Needs bash, curl, awk and python3. The binary is EQUIPOISE, else
 a release build, made if cargo is there. ONNX Runtime is ORT_DYLIB_PATH, else it is fetched into .work/gpu-check/ with the
@@ -63,6 +65,7 @@ if [ -z "${ORT_DYLIB_PATH:-}" ]; then
   else
     ort=$PWD/.work/gpu-check/onnxruntime-gpu-$version
     if [ ! -e "$ort/ready" ]; then
+      rm -rf "$ort" # what an interrupted fetch has left
       echo "fetching onnxruntime-gpu $version and the CUDA libraries into $ort" >&2
       platforms=()
       for glibc in 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${glibc}_$(uname -m)"); done
@@ -75,6 +78,17 @@ if [ -z "${ORT_DYLIB_PATH:-}" ]; then
   fi
 fi
 export ORT_DYLIB_PATH
+# CUDA and cuDNN of Python's packages, those beside ONNX Runtime and those of this Python: the loader looks for neither.
+site=$ORT_DYLIB_PATH
+[ -d "$site" ] || site=$(dirname "$site")
+site=$(dirname "$(dirname "$site")")
+libraries=$(PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} python3 -c '
+import importlib.util, os
+spec = importlib.util.find_spec("nvidia")
+roots = spec.submodule_search_locations if spec else ()
+folders = [os.path.join(root, package, "lib") for root in roots for package in ("cu13", "cudnn")]
+print(":".join(filter(os.path.isdir, folders)))')
+[ -z "$libraries" ] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries
 gpu="none: $device in the GPU's place" driver=none
 if [ "$device" != cpu ]; then
   index=0
@@ -89,6 +103,9 @@ fi
 
 # What is done with a server
 start() { # start DEVICE MODEL FLAGS...: sets server, url and token
+  try_start "$@" || die "the server did not start on $1"
+}
+try_start() { # the same, and fails if it does not start
   stop
   local state=$work/state
   rm -rf "$state"
@@ -100,11 +117,15 @@ start() { # start DEVICE MODEL FLAGS...: sets server, url and token
       token=$(cat "$state/admin-token")
       return
     fi
-    kill -0 "$server" 2>/dev/null || { tail -n 5 "$work/log" >&2; server=; die "the server did not start on $1"; }
+    kill -0 "$server" 2>/dev/null || { tail -n 5 "$work/log" >&2; server=; return 1; }
     sleep 0.1
   done
   die "the server is not ready after half an hour"
 }
+metric() { # metric NAME: the sum of a metric's samples that begin like this, 0 without any
+  curl -fsS "$url/metrics" | awk -v name="$1" 'index($0, name) == 1 { n += $2 } END { printf "%.0f\n", n }'
+}
+held() { metric "equipoise_device_memory_bytes{kind=\"$1\""; } # held KIND: bytes on the GPU
 transfers() { # transfers URL N OUT: a curl configuration of N requests, of the images in turn; OUT is a prefix, or empty
   awk -v url="$1" -v n="$2" -v out="$3" '
     { image[NR] = $0 }
@@ -118,40 +139,85 @@ transfers() { # transfers URL N OUT: a curl configuration of N requests, of the 
       }
     }' "$images"
 }
-send() { # send CONFIG: runs it with so many connections, and prints a line of status and seconds for each request
-  curl --no-progress-meter --parallel --parallel-max "$concurrency" --config "$1"
+send() { # send CONFIG [N]: runs it with so many connections, and prints a line of status and seconds for each request
+  curl --no-progress-meter --parallel --parallel-max "${2:-$concurrency}" --config "$1"
 }
 quantiles() { # lines of status and seconds, sorted here: p50 and p99 in milliseconds
   sort -k2,2g | awk '$1 !~ /^2/ { bad++ } { t[NR] = $2 * 1000 }
     END { if (bad) print bad " requests failed"; else printf "p50 %.2f ms, p99 %.2f ms", t[int((NR - 1) * 0.5) + 1], t[int((NR - 1) * 0.99) + 1] }'
 }
-measure() { # measure WHERE WHAT: images a second and latencies of the server that runs
-  local begin end
+measure() { # measure WHERE WHAT [N]: images a second and latencies of the server that runs, by N connections
+  local begin end connections=${3:-$concurrency}
   transfers "$url/v1/classify?top_k=5" "$((requests / 10 + concurrency))" "" >"$work/warm"
   transfers "$url/v1/classify?top_k=5" "$requests" "" >"$work/load"
-  send "$work/warm" >/dev/null
+  send "$work/warm" "$connections" >/dev/null
   begin=$(date +%s.%N)
-  send "$work/load" >"$work/times"
+  send "$work/load" "$connections" >"$work/times"
   end=$(date +%s.%N)
   row "$1" "$2" "$(awk -v n="$requests" -v s="$begin" -v e="$end" 'BEGIN { printf "%.0f images/s", n / (e - s) }'), $(quantiles <"$work/times")"
 }
 
+ask() { # ask SIDE: all heads with every class, and the features, of all images. Concurrent, so that batches form
+  local what
+  rm -f "$work"/{classify,features}."$1".*
+  for what in "classify?head=$heads&top_k=$classes" features; do
+    transfers "$url/v1/models/$name/$what" "$n_images" "$work/${what%%\?*}.$1." >"$work/load"
+    send "$work/load" >"$work/times"
+    if grep -qv '^2' "$work/times"; then fail "$name, ${what%%\?*} on $1: $(quantiles <"$work/times")"; fi
+  done
+}
 compare='
 import json, sys
-cpu, device, n, tolerance = *sys.argv[1:3], int(sys.argv[3]), float(sys.argv[4])
-largest, same = {}, {}
+work, side, n, tolerance = *sys.argv[1:3], int(sys.argv[3]), float(sys.argv[4])
+load = lambda what, side, i: json.load(open(f"{work}/{what}.{side}.{i}"))
+is_number = lambda values: all(x == x for x in values)
+largest, same, difference, feature = {}, {}, 0, 0
 for i in range(n):
-    both = [json.load(open(prefix + str(i))) for prefix in (cpu, device)]
+    both = [load("classify", side, i) for side in ("cpu", side)]
     for a, b in zip(*(answer["images"][0]["results"] for answer in both)):
         p, q = ({x["class"]: x["probability"] for x in result["predictions"]} for result in (a, b))
         head = a["head"]
         differences = [abs(p.get(c, 0) - q.get(c, 0)) for c in p.keys() | q.keys()]
-        difference = max(differences) if all(d == d for d in differences) else float("inf")  # NaN is no number
-        largest[head] = max(largest.get(head, 0), difference)
+        largest[head] = max(largest.get(head, 0), max(differences) if is_number(differences) else float("inf"))
         same[head] = same.get(head, 0) + (a["predictions"][0]["class"] == b["predictions"][0]["class"])
+    a, b = (load("features", side, i)["features"][0] for side in ("cpu", side))
+    differences = [abs(x - y) for x, y in zip(a, b, strict=True)]
+    difference = max(difference, max(differences) if is_number(differences) else float("inf"))
+    feature = max(feature, max(map(abs, a)))
 for head in sorted(largest):
     print(f"{head}\tprobabilities within {largest[head]:.2e}, {same[head]} of {n} with the same best class")
-sys.exit(any(difference > tolerance for difference in largest.values()))
+print(f"features\twithin {difference:.2e}, the largest is {feature:.2e}")
+sys.exit(any(found > tolerance for found in largest.values()) or difference > tolerance * feature)
+'
+compare() { # compare SIDE: its answers beside those of the CPU, a line for each head and one for the features
+  python3 -c "$compare" "$work" "$1" "$n_images" "$tolerance" >"$work/compared" ||
+    fail "$name on $1: an answer differs by more than $tolerance, or there is none"
+}
+
+# What a convolution pays for another shape than the last time, without a server: ONNX Runtime alone, by its Python package.
+change='
+import sys, time
+import numpy, onnxruntime
+path, device = sys.argv[1:3]
+cuda = {"device_id": device[5:] or "0", "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+providers = ["CPUExecutionProvider"] if device == "cpu" else [("CUDAExecutionProvider", cuda)]
+session = onnxruntime.InferenceSession(path, providers=providers)
+if session.get_providers()[0].startswith("CPU") != (device == "cpu"):
+    sys.exit("the package runs the model on the CPU")
+image = session.get_inputs()[0]
+if isinstance(image.shape[0], int):
+    sys.exit("the model fixes the size of a batch")
+sides = [side if isinstance(side, int) else 224 for side in image.shape[2:]]
+batches = [numpy.zeros((n, 3, *sides), numpy.float32) for n in (4, 8, 16)]
+def milliseconds(order):
+    start = time.perf_counter()
+    for batch in order:
+        session.run(None, {image.name: batch})
+    return (time.perf_counter() - start) * 1000 / len(order)
+grouped = [batch for batch in batches for _ in range(10)]
+milliseconds(grouped)
+in_order, changing = min(milliseconds(grouped) for _ in range(3)), min(milliseconds(batches * 10) for _ in range(3))
+print(f"{in_order:.2f} ms a batch in order, {changing:.2f} ms changing each time")
 '
 
 for model in "${models[@]}"; do
@@ -163,11 +229,9 @@ for model in "${models[@]}"; do
   n_images=$(wc -l <"$images")
   [ "$n_images" -gt 0 ] || die "no image in $from"
 
-  # All heads on all images, with every class, on both devices. Concurrent, so that batches form.
-  for place in cpu device; do
-    side=cpu
-    [ $place = cpu ] || side=$device
-    start "$side" "$model"
+  # All heads on all images, and the features, on both devices.
+  for side in cpu device; do
+    start "$([ $side = cpu ] && echo cpu || echo "$device")" "$model"
     curl -fsS "$url/v1/models" >"$work/models.json"
     read -r name provider classes heads tau < <(python3 -c '
 import json, sys
@@ -175,15 +239,11 @@ model = json.load(open(sys.argv[1]))["models"][0]
 heads = {head["head"]: head["kind"] for head in model["heads"]}
 tau = [head for head, kind in heads.items() if kind == "tau_norm"] + ["-"]
 print(model["name"], model["provider"], model["classes"], ",".join(heads), tau[0])' "$work/models.json")
-    transfers "$url/v1/models/$name/classify?head=$heads&top_k=$classes" "$n_images" "$work/answers.$name.$place." >"$work/load"
-    send "$work/load" >"$work/times"
-    if grep -qv '^2' "$work/times"; then fail "$name on $side: $(quantiles <"$work/times")"; fi
+    ask $side
   done
   [ "$device" = cpu ] || [ "$provider" != CPUExecutionProvider ] || fail "$name runs on $provider"
   row "$name" "provider" "$provider"
-  if ! python3 -c "$compare" "$work/answers.$name.cpu." "$work/answers.$name.device." "$n_images" "$tolerance" >"$work/compared"; then
-    fail "$name: an answer differs by more than $tolerance"
-  fi
+  compare device
   while IFS=$'\t' read -r head result; do row "$name" "$head beside the CPU" "$result"; done <"$work/compared"
 
   # A change of tau, one after the other.
@@ -200,9 +260,47 @@ print(model["name"], model["provider"], model["classes"], ",".join(heads), tau[0
   for batch in $batches; do
     start "$device" "$model" --max-batch-size "$batch"
     measure "$name" "$device, $concurrency connections, batches of at most $batch"
-    out_of_memory=$(curl -fsS "$url/metrics" | awk '/^equipoise_out_of_memory_total/ { n += $2 } END { print n + 0 }')
+    out_of_memory=$(metric equipoise_out_of_memory_total)
     [ "$out_of_memory" = 0 ] || row "$name" "batches that did not fit" "$out_of_memory"
+    if [ "$provider" != CPUExecutionProvider ]; then
+      row "$name" "GPU memory of its sessions, batches of at most $batch" "$(held in_use) bytes in use, $(held reserved) reserved"
+      [ "$(held reserved)" -gt 0 ] || fail "$name: the gauge equipoise_device_memory_bytes tells nothing"
+    fi
   done
+
+  # Batches that change their size: few connections make batches of one, then of several, and so on.
+  start "$device" "$model"
+  for connections in 1 2 4 8; do measure "$name" "$device, connections: $connections" "$connections"; done
+  backbone=$model/$(sed -n 's/^backbone *= *"\(.*\)".*/\1/p' "$model/model.toml")
+  stop
+  for path in "$site${PYTHONPATH:+:$PYTHONPATH}" "${PYTHONPATH:-}"; do # the package that was fetched, else this Python's own
+    changes=$(PYTHONPATH=$path python3 -c "$change" "$backbone" "$device" 2>"$work/log") && break
+    changes="not measured: $(tail -n 1 "$work/log")"
+  done
+  row "$name" "$device, batches of 4, 8 and 16 in ONNX Runtime alone" "$changes"
+
+  # Halves: a limit at which single images fit and the largest batch does not. It holds for each session; one is for single images.
+  if [ "$provider" = CUDAExecutionProvider ]; then
+    largest=$(tr ' ' '\n' <<<"$batches" | sort -g | tail -n 1)
+    start "$device" "$model" --max-batch-size 1
+    of_one=$(held reserved)
+    start "$device" "$model" --max-batch-size "$largest"
+    of_batch=$(($(held reserved) - of_one))
+    limit=$((of_one + (of_batch - of_one) / 4))
+    if [ "$of_batch" -lt $((3 * of_one)) ]; then
+      row "$name" "batches in halves" "not tried: $of_one bytes for one image, $of_batch for $largest"
+    elif ! try_start "$device" "$model" --max-batch-size "$largest" --cuda-memory-limit-bytes "$limit"; then
+      fail "$name does not start with a limit of $limit bytes"
+    else
+      ask limited
+      compare limited
+      out_of_memory=$(metric equipoise_out_of_memory_total)
+      row "$name" "a limit of $limit bytes, batches of at most $largest" "$out_of_memory did not fit; $(tail -n 1 "$work/compared" | tr '\t' ' ')"
+      [ "$out_of_memory" -gt 0 ] || fail "$name: a limit of $limit bytes makes no halves"
+    fi
+  else
+    row "$name" "batches in halves" "not tried: no limit bounds $provider"
+  fi
   stop
   row "$name" "share of time in copies" "not measured: ONNX Runtime's phases do not tell copies from kernels (nsys profile does)"
 done

@@ -84,6 +84,7 @@ impl Features {
             Rows::Host(rows) => Ok(Cow::Borrowed(rows)),
             Rows::Device(tensor) => {
                 let run_error = |source| OnnxError::Run { n: self.n, source };
+                // By a small session that `ort` makes once and keeps: `Backbone::warm_up` sees to it that it is there.
                 let copy = tensor.to(AllocationDevice::CPU, 0).map_err(run_error)?;
                 let (_, rows) = copy.try_extract_tensor::<f32>().map_err(run_error)?;
                 let rows = rows.get(..self.n * self.feature_dim).unwrap_or(rows);

@@ -15,7 +15,7 @@ use super::error::OnnxError;
 use super::features::{Features, Rows, check_finite};
 use super::library;
 
-/// A backbone network in one ONNX Runtime session: images `[n,3,H,W]` to features `[n,D]`.
+/// A backbone network in an ONNX Runtime session, on CUDA in two: images `[n,3,H,W]` to features `[n,D]`.
 ///
 /// # Why does `run` take `&mut self`?
 /// A session belongs to one thread at a time: ONNX Runtime's `Run` is not safe to call concurrently with every provider.
@@ -217,8 +217,8 @@ impl Backbone {
         Ok(())
     }
 
-    /// A run, and its features on the host. `ort` copies them from a device with a session that it makes at the first time, and
-    /// keeps: not when a request asks for features.
+    /// A run, and its features on the host. `ort` copies them from a device with a session that it makes the first time and keeps:
+    /// rather now than when a request waits for it, and memory may have run out.
     fn rehearse(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<(), OnnxError> {
         let features = self.run_unchecked(Manner::Usual, pixels, n, height, width)?;
         match features.to_host() {
