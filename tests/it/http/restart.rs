@@ -40,6 +40,24 @@ async fn settings_heads_the_default_and_deletions_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn a_setting_is_to_the_last_bit_what_was_sent_also_after_a_restart() {
+    // Numbers that a parser which rounds twice gets wrong.
+    const SENT: [&str; 3] = ["1.2431526306379115", "0.8414709848078965", "4.440892098500626"];
+    let setup = Setup::new();
+    for sent in SENT {
+        let app = setup.start();
+        let body = format!("{{\"tau\": {sent}}}");
+        let patch = app.admin("PATCH", "heads/tau").header("content-type", "application/json").body(body);
+        assert!(send(patch).await.expect(200).text().contains(sent));
+        app.shutdown();
+        let app = setup.start();
+        let read = send(app.admin("GET", "heads/tau")).await.expect(200).text();
+        assert!(read.contains(sent), "{sent}: {read}");
+        app.shutdown();
+    }
+}
+
+#[tokio::test]
 async fn a_changed_model_directory_gives_new_versions_and_leaves_the_old_ones() {
     let copy = copy_of_icons30();
     let setup = Setup::new().models(&[copy.path()]);
