@@ -1,9 +1,12 @@
 //! Which state a server starts with: the newest that is whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use super::{
-    Author, LoadError, ModelDirectory, ModelState, StateError,
+    Author, Change, LoadError, ModelDirectory, ModelState, StateError,
     builder::HeadBuilder,
     declare::declare,
     edit::now,
@@ -13,7 +16,7 @@ use super::{
     store::{ModelStore, manifest_path},
 };
 
-/// Older generations that are looked at when a server starts.
+/// Generations that are looked at when a server starts.
 const CHECKED: usize = 1000;
 /// Servers that start at once find each other's first generation.
 const TRIES: u32 = 32;
@@ -37,24 +40,37 @@ pub(super) struct Started {
 
 /// The files that are damaged, each said once.
 #[derive(Default)]
-struct Damage(BTreeSet<String>);
+struct Damage(BTreeSet<PathBuf>);
 
 impl Damage {
     fn found(&mut self, model: &str, what: &StateError) {
-        if self.0.insert(what.to_string()) {
+        if let StateError::Damaged { path, .. } = what
+            && self.0.insert(path.clone())
+        {
             tracing::error!(model, "{what}");
+        }
+    }
+
+    /// What was read; `None` if it is damaged. Any other error tells nothing of what was written: it may be gone the next
+    /// time, and who went on without what cannot be read would lose it.
+    fn or_damaged<T>(&mut self, model: &str, read: Result<T, StateError>) -> Result<Option<T>, StateError> {
+        match read {
+            Err(error @ StateError::Damaged { .. }) => {
+                self.found(model, &error);
+                Ok(None)
+            }
+            read => read.map(Some),
         }
     }
 }
 
-/// Whether an error is of one file, so that an older generation may be whole.
-fn is_damage(error: &StateError, store: &ModelStore) -> bool {
-    match error {
-        StateError::Damaged { .. } => true,
-        // A folder that several servers share may be a network's: it may come back.
-        StateError::Io { .. } => !store.is_shared,
-        _ => false,
-    }
+/// A generation, and what the model directory makes of it.
+struct Found {
+    previous: Option<Manifest>,
+    next: Manifest,
+    /// What is new in it.
+    change: Option<Change>,
+    state: ModelState,
 }
 
 impl Start<'_> {
@@ -64,9 +80,8 @@ impl Start<'_> {
     /// [`LoadError`]: the model directory, a generation of a later version of equipoise, or no generation that is whole.
     pub(super) fn run(&self) -> Result<Started, LoadError> {
         let Some(store) = self.store else {
-            let (mut manifest, _) = declare(self.directory, self.files, None)?;
-            manifest.generation = 1;
-            let state = restore(&manifest, self.builder, &Sources::at_start(self.files, None))?;
+            let Found { mut state, .. } = self.found(None, &Sources::at_start(self.files, None))?;
+            state.generation = 1;
             return Ok(Started { state, highest: 1, n_damaged: 0 });
         };
         let mut damage = Damage::default();
@@ -88,38 +103,9 @@ impl Start<'_> {
         let generations = store.generations()?;
         let newest = generations.last().copied().unwrap_or(0);
         let sources = Sources::at_start(self.files, Some(store));
-        let mut first_damage = None;
-        let mut found = None;
-        for &generation in generations.iter().rev() {
-            let attempt = store.manifest(generation).map_err(LoadError::from).and_then(|manifest| {
-                let Some(mut manifest) = manifest else { return Ok(None) };
-                self.complete(store, &mut manifest)?;
-                let (next, change) = declare(self.directory, self.files, Some(&manifest))?;
-                let state = restore(&next, self.builder, &sources)?;
-                Ok(Some((manifest, next, change, state)))
-            });
-            match attempt {
-                Ok(None) => {}
-                Ok(Some(whole)) => {
-                    found = Some(whole);
-                    break;
-                }
-                Err(LoadError::State(error)) if is_damage(&error, store) => {
-                    damage.found(model, &error);
-                    first_damage.get_or_insert(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let (previous, next, change, mut state) = match (found, first_damage) {
-            (Some((previous, next, change, state)), _) => (Some(previous), next, change, state),
-            // Whoever began anew would lose all that was published.
-            (None, Some(error)) => return Err(error.into()),
-            (None, None) => {
-                let (next, change) = declare(self.directory, self.files, None)?;
-                let state = restore(&next, self.builder, &sources)?;
-                (None, next, change, state)
-            }
+        let Found { previous, next, change, mut state } = match self.newest_whole(store, &generations, damage)? {
+            Some(found) => found,
+            None => self.found(None, &sources)?,
         };
         let served = previous.as_ref().map_or(0, |previous| previous.generation);
         if served < newest {
@@ -158,9 +144,45 @@ impl Start<'_> {
             }
         }
         if !store.is_shared {
-            check_older(store, model, &generations, previous.as_ref(), damage)?;
+            check_all(store, model, &generations, damage)?;
         }
         Ok(Some(Started { state, highest, n_damaged: i64::try_from(damage.0.len()).unwrap_or(i64::MAX) }))
+    }
+
+    /// The newest generation that is whole; `None` if there is none at all.
+    fn newest_whole(
+        &self,
+        store: &ModelStore,
+        generations: &[u64],
+        damage: &mut Damage,
+    ) -> Result<Option<Found>, LoadError> {
+        let sources = Sources::at_start(self.files, Some(store));
+        let mut first_damage = None;
+        for &generation in generations.iter().rev() {
+            let attempt = store.manifest(generation).map_err(LoadError::from).and_then(|manifest| {
+                let Some(mut manifest) = manifest else { return Ok(None) };
+                self.complete(store, &mut manifest)?;
+                self.found(Some(manifest), &sources).map(Some)
+            });
+            match attempt {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
+                Err(LoadError::State(error @ StateError::Damaged { .. })) => {
+                    damage.found(&self.directory.name, &error);
+                    first_damage.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // Whoever began anew would lose all that was published.
+        first_damage.map_or(Ok(None), |error| Err(error.into()))
+    }
+
+    /// What the model directory makes of a generation, or of none.
+    fn found(&self, previous: Option<Manifest>, sources: &Sources<'_>) -> Result<Found, LoadError> {
+        let (next, change) = declare(self.directory, self.files, previous.as_ref())?;
+        let state = restore(&next, self.builder, sources)?;
+        Ok(Found { previous, next, change, state })
     }
 
     /// Fills in what format 1 did not write down: the defaults before the present one.
@@ -184,10 +206,8 @@ impl Start<'_> {
         for file in self.files.values() {
             let digest = file.parsed.digest.to_hex();
             if manifest.blobs().any(|blob| blob == digest)
-                && let Err(error) = store.stored_blob(&digest)
-                && is_damage(&error, store)
+                && damage.or_damaged(&self.directory.name, store.stored_blob(&digest))?.is_none()
             {
-                damage.found(&self.directory.name, &error);
                 store.put_blob(&digest, &file.bytes()?, false)?;
                 tracing::warn!(model = self.directory.name, digest, "wrote it again: the model directory has the file");
             }
@@ -196,46 +216,30 @@ impl Start<'_> {
     }
 }
 
-/// Looks at what is not served: older generations, the files that they name, and whether one is missing between them.
-fn check_older(
-    store: &ModelStore,
-    model: &str,
-    generations: &[u64],
-    served: Option<&Manifest>,
-    damage: &mut Damage,
-) -> Result<(), StateError> {
-    let (Some(served), Some(&oldest)) = (served, generations.first()) else { return Ok(()) };
+/// Looks at what is not served too: the newest generations, the files that they name, and whether one is missing between them.
+fn check_all(store: &ModelStore, model: &str, generations: &[u64], damage: &mut Damage) -> Result<(), StateError> {
     let mut looked_at = BTreeSet::new();
-    let mut expected = served.generation;
-    for _ in 0..CHECKED {
-        match store.manifest(expected) {
-            Ok(Some(manifest)) => {
-                for digest in manifest.blobs().filter(|digest| looked_at.insert((*digest).to_owned())) {
-                    match store.stored_blob(digest) {
-                        Err(error) if is_damage(&error, store) => damage.found(model, &error),
-                        Err(error) => return Err(error),
-                        Ok(_) => {}
-                    }
-                }
-                // Format 1 counted without gaps.
-                expected = manifest.parent.unwrap_or(expected.saturating_sub(1));
-            }
-            Ok(None) => {
-                let path = store.objects.name(&manifest_path(&store.folder, expected)).into();
-                damage.found(model, &StateError::Damaged { path, problem: "it is missing".to_owned() });
-                expected = expected.saturating_sub(1);
-            }
-            Err(error) if is_damage(&error, store) => {
-                damage.found(model, &error);
-                expected = expected.saturating_sub(1);
-            }
+    // Missing only if there is one before them that is whole: a clean-up removes the oldest, and leaves what is damaged.
+    let mut missing: Vec<u64> = Vec::new();
+    for (index, &generation) in generations.iter().enumerate().rev().take(CHECKED) {
+        let manifest = match store.manifest(generation) {
             // Of a later version: it says nothing of this one.
-            Err(StateError::Newer { .. }) => expected = expected.saturating_sub(1),
-            Err(error) => return Err(error),
+            Err(StateError::Newer { .. }) => None,
+            read => damage.or_damaged(model, read)?.flatten(),
+        };
+        if let Some(manifest) = &manifest {
+            for generation in missing.drain(..) {
+                let path = store.objects.name(&manifest_path(&store.folder, generation)).into();
+                damage.found(model, &StateError::Damaged { path, problem: "it is missing".to_owned() });
+            }
+            for digest in manifest.blobs().filter(|digest| looked_at.insert((*digest).to_owned())) {
+                damage.or_damaged(model, store.stored_blob(digest))?;
+            }
         }
-        if expected < oldest {
-            break;
-        }
+        let Some(below) = index.checked_sub(1).and_then(|index| generations.get(index)) else { break };
+        // Format 1 counted without gaps, which is the best guess too of what cannot be read.
+        let parent = manifest.and_then(|manifest| manifest.parent).unwrap_or(generation.saturating_sub(1));
+        missing.extend((below + 1..=parent).rev().take(CHECKED));
     }
     Ok(())
 }

@@ -64,8 +64,29 @@ async fn the_last_generation_that_is_whole_serves() {
     assert_eq!(entries[0]["parent"], 2);
     app.shutdown();
     let app = setup.start();
-    assert_eq!((tau(&app).await, app.metrics().await.get(GENERATION)), (0.5, 4.0));
+    let samples = app.metrics().await;
+    // It is there still, and still told.
+    assert_eq!((tau(&app).await, samples.get(GENERATION), samples.get(DAMAGED)), (0.5, 4.0, 1.0));
     assert_eq!(std::fs::read(&newest).unwrap(), b"damaged");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_not_taken_for_damage() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    app.shutdown();
+    let (blob, away) = (file_of(&setup, "blobs", Some(&head_file(1, None))), setup.state.path().join("away"));
+    std::fs::rename(&blob, &away).unwrap();
+    // A link to itself: also root cannot read it.
+    std::os::unix::fs::symlink(&blob, &blob).unwrap();
+    let error = load_error(&setup);
+    assert!(error.contains(blob.to_str().unwrap()) && error.contains("symbolic links"), "{error}");
+    std::fs::rename(&away, &blob).unwrap();
+    let app = setup.start();
+    let samples = app.metrics().await;
+    assert_eq!((samples.get(DAMAGED), samples.get(GENERATION)), (0.0, 2.0));
+    app.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
 }
 
 #[tokio::test]
