@@ -191,6 +191,19 @@ impl Manifest {
         }
     }
 
+    /// Gives no version again that one of the generations after it gave, which are not to be served. Of one that cannot be
+    /// read (`None`) it is not known which: a change gives a head at most one.
+    pub(super) fn pass_over(&mut self, later: &[Option<Self>]) {
+        for (name, series) in later.iter().flatten().flat_map(|later| &later.heads) {
+            let next_version = &mut self.heads.entry(name.clone()).or_default().next_version;
+            *next_version = series.next_version.max(*next_version);
+        }
+        let n_unknown = later.iter().filter(|later| later.is_none()).count();
+        for series in self.heads.values_mut() {
+            series.next_version = series.next_version.saturating_add(u32::try_from(n_unknown).unwrap_or(u32::MAX));
+        }
+    }
+
     /// The head files that it names, by their SHA-256.
     pub(super) fn blobs(&self) -> impl Iterator<Item = &str> {
         self.heads.values().flat_map(|series| &series.versions).filter_map(|version| match &version.source {

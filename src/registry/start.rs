@@ -157,11 +157,14 @@ impl Start<'_> {
         damage: &mut Damage,
     ) -> Result<Option<Found>, LoadError> {
         let sources = Sources::at_start(self.files, Some(store));
-        let mut first_damage = None;
+        let (mut first_damage, mut passed_over) = (None, Vec::new());
         for &generation in generations.iter().rev() {
-            let attempt = store.manifest(generation).map_err(LoadError::from).and_then(|manifest| {
+            let read = store.manifest(generation);
+            let known = read.as_ref().ok().cloned().flatten();
+            let attempt = read.map_err(LoadError::from).and_then(|manifest| {
                 let Some(mut manifest) = manifest else { return Ok(None) };
                 self.complete(store, &mut manifest)?;
+                manifest.pass_over(&passed_over);
                 self.found(Some(manifest), &sources).map(Some)
             });
             match attempt {
@@ -170,6 +173,7 @@ impl Start<'_> {
                 Err(LoadError::State(error @ StateError::Damaged { .. })) => {
                     damage.found(&self.directory.name, &error);
                     first_damage.get_or_insert(error);
+                    passed_over.push(known);
                 }
                 Err(error) => return Err(error),
             }

@@ -90,6 +90,28 @@ async fn what_cannot_be_read_is_not_taken_for_damage() {
 }
 
 #[tokio::test]
+async fn versions_of_generations_that_are_passed_over_are_not_given_again() {
+    let setup = Setup::new();
+    let app = setup.start();
+    for (head, seed, version) in [("mine", 1, 1), ("mine", 2, 2), ("crt", 3, 2), ("new", 4, 1)] {
+        assert_eq!(app.put_head(head, head_file(seed, None)).await.expect(201).json()["version"], version);
+    }
+    app.shutdown();
+    // Only the first of them is whole: the head file of the second is cut short. The last cannot even be read.
+    std::fs::write(file_of(&setup, "blobs", Some(&head_file(2, None))), b"cut short").unwrap();
+    std::fs::write(file_of(&setup, "generations", None), b"damaged").unwrap();
+    let app = setup.start();
+    assert_eq!(app.metrics().await.get(GENERATION), 2.0);
+    for (head, version) in [("mine", 4), ("crt", 4), ("lws", 3), ("other", 1)] {
+        assert_eq!(app.put_head(head, head_file(5, None)).await.expect(201).json()["version"], version);
+    }
+    let before = send(app.admin("GET", "heads")).await.expect(200).json();
+    app.shutdown();
+    let app = setup.start();
+    assert_eq!(send(app.admin("GET", "heads")).await.expect(200).json(), before);
+}
+
+#[tokio::test]
 async fn older_files_and_missing_ones_are_found_too() {
     let setup = Setup::new();
     let app = setup.start();
