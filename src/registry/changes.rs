@@ -47,11 +47,11 @@ impl Model {
         let settings = *file.head.initial_settings();
         // Its sessions are built once, however often the change is tried.
         let built = self.builder.of_file(HeadId { head: name.to_owned(), version: 0 }, file, settings)?;
-        let mut is_kept = false;
+        let mut is_new = false;
         self.publish(edit, name, |id, state| {
-            if let (false, Some(store), HeadSource::File(digest)) = (is_kept, &self.store, &built.source) {
-                store.put_blob(digest, bytes, state.versions().any(|head| head.source == built.source))?;
-                is_kept = true;
+            // One that was there because a state names it may be gone if the change is tried again on the next state.
+            if let (false, Some(store), HeadSource::File(digest)) = (is_new, &self.store, &built.source) {
+                is_new = store.put_blob(digest, bytes, state.versions().any(|head| head.source == built.source))?;
             }
             Ok(PublishedHead { id, ..built.clone() })
         })

@@ -25,6 +25,8 @@ use super::{
 
 /// What is younger is left alone where others may be at work.
 const GRACE: Duration = Duration::from_secs(3600);
+/// Of head files that were removed a moment ago, and may have to be written again: then it is looked whether they do.
+const HELD_BYTES: u64 = 1 << 28;
 /// Written to learn what time it is where the store is.
 const CLOCK: &str = "clock";
 
@@ -179,20 +181,80 @@ impl Sweep<'_> {
                 Err(error) => return Err(error),
             }
         }
-        for object in self.objects.list(&format!("{folder}/blobs"))? {
-            if named.contains(&object.name) {
-                report.n_blobs += 1;
-                if let Err(error) = blob(self.objects, &folder, &object.name) {
-                    report.notes.push(error.to_string());
-                }
-                named.remove(&object.name);
-            } else if self.is_old(object.modified) {
-                self.remove(&format!("{folder}/blobs/{}", object.name), object.bytes, &mut report)?;
+        let listed = self.objects.list(&format!("{folder}/blobs"))?;
+        let (kept, unnamed): (Vec<_>, Vec<_>) = listed.into_iter().partition(|object| named.contains(&object.name));
+        report.n_blobs = kept.len();
+        let newest = all.keys().next_back().copied().unwrap_or(0);
+        self.remove_blobs(&folder, (&unnamed, newest), &mut report)?;
+        // Last, as it reads all of them: what is listed is to be young where it is removed.
+        for digest in &named {
+            if let Err(error) = blob(self.objects, &folder, digest) {
+                report.notes.push(error.to_string());
             }
         }
-        let missing = named.iter().map(|digest| self.objects.name(&format!("{folder}/blobs/{digest}")));
-        report.notes.extend(missing.map(|name| format!("{name} is damaged: it is missing")));
         Ok(report)
+    }
+
+    /// Removes head files that no generation up to `newest` names. Where others are at work, one of them may be published
+    /// again meanwhile.
+    fn remove_blobs(
+        &self,
+        folder: &str,
+        (unnamed, newest): (&[Listed], u64),
+        report: &mut GcReport,
+    ) -> Result<(), StateError> {
+        let (mut removed, mut n_bytes) = (Vec::new(), 0);
+        for object in unnamed {
+            let path = format!("{folder}/blobs/{}", object.name);
+            // Who publishes it writes it anew; the list is older than that.
+            if !self.is_old(object.modified) || !self.objects.modified(&path)?.is_some_and(|now| self.is_old(now)) {
+                continue;
+            }
+            if self.written_before.is_some()
+                && !self.options.is_dry_run
+                && let Some(bytes) = self.objects.get(&path)?
+            {
+                n_bytes += object.bytes;
+                removed.push((object.name.as_str(), bytes));
+            }
+            self.remove(&path, object.bytes, report)?;
+            if n_bytes > HELD_BYTES {
+                self.put_back(folder, (&removed, newest), report)?;
+                (removed, n_bytes) = (Vec::new(), 0);
+            }
+        }
+        self.put_back(folder, (&removed, newest), report)
+    }
+
+    /// Writes again what was removed of the head files that a generation after `newest` names.
+    fn put_back(
+        &self,
+        folder: &str,
+        (removed, newest): (&[(&str, Bytes)], u64),
+        report: &mut GcReport,
+    ) -> Result<(), StateError> {
+        if removed.is_empty() {
+            return Ok(());
+        }
+        for generation in newest + 1.. {
+            let manifest = match manifest(self.objects, folder, generation) {
+                Ok(None) => break,
+                Ok(Some(manifest)) => Some(manifest),
+                // It may name any of them.
+                Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            for (digest, bytes) in removed {
+                if manifest.as_ref().is_none_or(|manifest| manifest.blobs().any(|blob| blob == *digest)) {
+                    let path = format!("{folder}/blobs/{digest}");
+                    self.objects.put(&path, bytes.clone())?;
+                    report
+                        .notes
+                        .push(format!("{} was published meanwhile, and written again", self.objects.name(&path)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes manifests, the oldest first, once what they changed is kept; gives those that stay.

@@ -295,14 +295,14 @@ impl ModelStore {
     }
 
     /// Keeps a head file. One that is there, whole, is left alone if a manifest names it; otherwise it becomes new, so that
-    /// nobody who removes old ones takes it for one.
-    pub(super) fn put_blob(&self, digest: &str, bytes: &[u8], is_named: bool) -> Result<(), StateError> {
+    /// nobody who removes old ones takes it for one. Says whether it is new.
+    pub(super) fn put_blob(&self, digest: &str, bytes: &[u8], is_named: bool) -> Result<bool, StateError> {
         if is_named && self.stored_blob(digest).is_ok() {
-            return Ok(());
+            return Ok(false);
         }
         self.objects.put(&self.blob_path(digest), bytes.to_vec().into())?;
         self.keep_copy(digest, bytes);
-        Ok(())
+        Ok(true)
     }
 
     /// A head file, whose content is checked against its name: a copy that is whole, or what the store has.

@@ -3,6 +3,7 @@
 //! Where `EQUIPOISE_TEST_STATE_URL` names one (`s3://bucket/prefix`, and what its client needs in the environment), each test
 //! takes a folder of its own in it; otherwise a folder of this machine.
 
+mod cleanup;
 mod clocks;
 mod conflicts;
 mod death;
