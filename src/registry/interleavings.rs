@@ -72,6 +72,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
     let change = Change::Imported { published: Vec::new(), before: None, after: id };
     // Of several that start on one store, one writes it.
     store.create(&Manifest::of("m", &state, (None, &Author::server(), change))).unwrap();
+    let id = store.manifest(1).unwrap().unwrap().id;
     let config = serde_json::from_str(r#"{"mean": [0, 0, 0], "std": [1, 1, 1]}"#).unwrap();
     let batcher = Batcher::start(
         Backbones { each: Vec::new(), lone: None, occupancy: Occupancy::default() },
@@ -91,8 +92,8 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
         batcher: batcher.unwrap(),
         builder,
         state: Snapshot::new(state),
-        writer: Mutex::new(Writer { highest: 1 }),
-        replica: Replica::new(metrics.of_state("m"), 0),
+        writer: Mutex::new(Writer { highest: 1, id }),
+        replica: Replica::new(metrics.of_state("m"), Default::default()),
         store: Some(store),
         feature_sets: None,
         fits: None,

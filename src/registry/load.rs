@@ -200,9 +200,9 @@ pub fn load_model_with(
         metrics: Arc::clone(&options.metrics),
         pools: HashMap::new().into(),
     };
-    let Started { state, highest, n_damaged } =
+    let Started { state, highest, id, damaged } =
         Start { directory, files: &files, builder: &builder, store: store.as_ref() }.run()?;
-    let replica = Replica::new(options.metrics.of_state(&directory.name), n_damaged);
+    let replica = Replica::new(options.metrics.of_state(&directory.name), damaged);
 
     let model_metrics = options.metrics.of_model(&directory.name);
     let decode_pool = options.decode_pool.clone();
@@ -223,7 +223,7 @@ pub fn load_model_with(
         batcher,
         builder,
         state: Snapshot::new(state),
-        writer: Mutex::new(Writer { highest }),
+        writer: Mutex::new(Writer { highest, id }),
         replica,
         store,
         feature_sets,

@@ -46,6 +46,8 @@ pub struct Model {
 pub(super) struct Writer {
     /// The highest generation that is known to be taken: that of the state, or of a damaged one after it.
     pub(super) highest: u64,
+    /// The id of the manifest that is served.
+    pub(super) id: Option<String>,
 }
 
 /// What came of a change.
@@ -166,19 +168,19 @@ impl Model {
             next.generation = writer.highest + 1;
             // A clock that goes back does not turn the history round.
             next.time = Some(current.time.map_or_else(now, |time| time.max(now())));
-            if let Some(store) = &self.store {
-                let circumstances = (Some(current.generation), &edit.author, change.clone());
-                if !store.create(&Manifest::of(self.name(), &next, circumstances))? {
-                    tries += 1;
-                    if start.elapsed() > CHANGE_TIMEOUT {
-                        return Err(RegistryError::Contended { tries });
-                    }
-                    if !self.is_shared() {
-                        self.catch_up(&mut writer, true)?;
-                    }
-                    thread::sleep(pause(tries));
-                    continue;
+            let manifest = Manifest::of(self.name(), &next, (Some(current.generation), &edit.author, change.clone()));
+            if let Some(store) = &self.store
+                && !store.create(&manifest)?
+            {
+                tries += 1;
+                if start.elapsed() > CHANGE_TIMEOUT {
+                    return Err(RegistryError::Contended { tries });
                 }
+                if !self.is_shared() {
+                    self.catch_up(&mut writer, true)?;
+                }
+                thread::sleep(pause(tries));
+                continue;
             }
             tracing::info!(
                 model = self.name(),
@@ -187,7 +189,7 @@ impl Model {
                 ?change,
                 "{change}"
             );
-            writer.highest = next.generation;
+            (writer.highest, writer.id) = (next.generation, manifest.id);
             let state = self.swap(next);
             return Ok(Changed { made, state });
         }

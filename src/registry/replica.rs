@@ -5,6 +5,8 @@
 //! While the store is away it serves what it has.
 
 use std::{
+    collections::BTreeSet,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -19,7 +21,7 @@ use super::{
     manifest::Manifest,
     model::Writer,
     restore::{Sources, restore},
-    store::ModelStore,
+    store::{ModelStore, manifest_path},
 };
 use crate::metrics::StateMetrics;
 
@@ -32,8 +34,8 @@ const REFRESH_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Replica {
     pub(super) metrics: StateMetrics,
-    /// Damaged files that were found at the start.
-    n_damaged: i64,
+    /// Files that were found damaged.
+    damaged: Mutex<BTreeSet<PathBuf>>,
     /// When its state was the newest, the last time that it was known.
     newest_at: Mutex<Instant>,
     /// When a request began to ask the store the last time; held while one does.
@@ -44,18 +46,37 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    /// One that has just looked, and found so many damaged files.
-    pub(super) fn new(metrics: StateMetrics, n_damaged: i64) -> Self {
+    /// One that has just looked, and found these files damaged.
+    pub(super) fn new(metrics: StateMetrics, damaged: BTreeSet<PathBuf>) -> Self {
         metrics.reachable.set(1);
-        metrics.damaged.set(n_damaged);
+        metrics.damaged.set(i64::try_from(damaged.len()).unwrap_or(i64::MAX));
         Self {
             metrics,
-            n_damaged,
+            damaged: Mutex::new(damaged),
             newest_at: Mutex::new(Instant::now()),
             refreshed: Arc::default(),
             n_polls: AtomicU32::new(0),
             told: Mutex::default(),
         }
+    }
+
+    /// Whether the last look failed.
+    fn is_troubled(&self) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Takes down which files are damaged: what is served is whole if the newest state is, and of servers that share a store
+    /// nobody looks at more.
+    fn saw_files(&self, looked: &Result<(), RegistryError>, is_shared: bool) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        match looked {
+            Ok(()) if is_shared => damaged.clear(),
+            Err(RegistryError::State(StateError::Damaged { path, .. } | StateError::Newer { path, .. })) => {
+                damaged.insert(path.clone());
+            }
+            _ => {}
+        }
+        self.metrics.damaged.set(i64::try_from(damaged.len()).unwrap_or(i64::MAX));
     }
 
     /// Takes down whether the newest state is known and served.
@@ -64,7 +85,6 @@ impl Replica {
         let Err(error) = looked else {
             *self.newest_at.lock().unwrap_or_else(PoisonError::into_inner) = asked_at;
             self.metrics.reachable.set(1);
-            self.metrics.damaged.set(self.n_damaged);
             if told.take().is_some() {
                 tracing::info!(model, "the state of model `{model}` can be followed again");
             }
@@ -72,9 +92,6 @@ impl Replica {
         };
         let is_reachable = !matches!(error, RegistryError::State(error) if error.is_unreachable());
         self.metrics.reachable.set(i64::from(is_reachable));
-        if let RegistryError::State(StateError::Damaged { .. } | StateError::Newer { .. }) = error {
-            self.metrics.damaged.set(self.n_damaged + 1);
-        }
         let text = error.to_string();
         if told.as_ref() != Some(&text) {
             tracing::error!(model, "the state of model `{model}` cannot be followed, what there is serves on: {text}");
@@ -84,17 +101,23 @@ impl Replica {
 }
 
 impl Model {
-    /// Takes the newest generation of the store, if it is not the one that is served. A thorough look also notices that old
-    /// generations were removed, the own one among them.
+    /// Takes the newest generation of the store, if it is not the one that is served. A thorough look also notices that the
+    /// own one is not there any more, or another one of its number.
     pub(super) fn catch_up(&self, writer: &mut Writer, is_thorough: bool) -> Result<(), RegistryError> {
         let Some(store) = &self.store else { return Ok(()) };
         let asked_at = Instant::now();
-        let looked = newer(store, writer.highest, is_thorough).map_err(RegistryError::from).and_then(|newest| {
+        let is_thorough = is_thorough || self.replica.is_troubled();
+        let looked = newer(store, writer, is_thorough).map_err(RegistryError::from).and_then(|newest| {
             if let Some(manifest) = newest {
                 self.take(store, &manifest)?;
-                writer.highest = manifest.generation;
+                (writer.highest, writer.id) = (manifest.generation, manifest.id);
             }
             Ok(())
+        });
+        self.replica.saw_files(&looked, store.is_shared);
+        let looked = looked.map_err(|error| match error {
+            RegistryError::State(error) if store.is_shared => RegistryError::State(error.of_a_read()),
+            error => error,
         });
         self.replica.saw(self.name(), asked_at, &looked);
         looked
@@ -185,9 +208,10 @@ impl Model {
     }
 }
 
-/// The newest manifest after a generation.
-fn newer(store: &ModelStore, after: u64, is_thorough: bool) -> Result<Option<Manifest>, StateError> {
+/// The newest manifest after the one that is served.
+fn newer(store: &ModelStore, served: &Writer, is_thorough: bool) -> Result<Option<Manifest>, StateError> {
     let mut newest = None;
+    let after = served.highest;
     let mut generation = after;
     loop {
         generation += 1;
@@ -199,17 +223,32 @@ fn newer(store: &ModelStore, after: u64, is_thorough: bool) -> Result<Option<Man
             Err(error) => return Err(error),
         }
     }
-    if newest.is_none() && (is_thorough || store.objects.is_local()) && !store.has(after)? {
+    let is_asked = newest.is_some() || is_thorough || store.objects.is_local();
+    // Who is alone knows what is there; the highest generation may be a damaged one.
+    if !store.is_shared || !is_asked {
+        return newest.transpose();
+    }
+    match (newest, store.manifest(after)) {
+        // Whoever went on from here would hide what others were promised.
+        (_, Ok(Some(own))) if own.id != served.id => Err(StateError::Unreachable {
+            object: store.objects.name(&manifest_path(&store.folder, after)),
+            problem:
+                "it is not the generation that is served here: the store was put back or changed by hand, and only a \
+                      restart takes what it has now"
+                    .to_owned(),
+        }),
+        (Some(newest), _) => newest.map(Some),
+        (None, Ok(Some(_))) => Ok(None),
+        (None, Err(error)) => Err(error),
         // Generations were removed while this server was behind; or it is not the store that it was.
-        return match store.generations()?.last() {
+        (None, Ok(None)) => match store.generations()?.last() {
             Some(&last) if last > after => store.manifest(last),
             _ => Err(StateError::Unreachable {
                 object: store.objects.name(&store.folder),
                 problem: format!("generation {after} is not there any more, nor a later one"),
             }),
-        };
+        },
     }
-    newest.transpose()
 }
 
 /// The thread that looks for newer generations. Dropping it ends it.

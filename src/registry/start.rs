@@ -34,8 +34,10 @@ pub(super) struct Started {
     pub(super) state: ModelState,
     /// The highest generation that is known to be taken.
     pub(super) highest: u64,
+    /// The id of its manifest.
+    pub(super) id: Option<String>,
     /// Files that are not what they were, or not there.
-    pub(super) n_damaged: i64,
+    pub(super) damaged: BTreeSet<PathBuf>,
 }
 
 /// The files that are damaged, each said once.
@@ -82,7 +84,7 @@ impl Start<'_> {
         let Some(store) = self.store else {
             let Found { mut state, .. } = self.found(None, &Sources::at_start(self.files, None))?;
             state.generation = 1;
-            return Ok(Started { state, highest: 1, n_damaged: 0 });
+            return Ok(Started { state, highest: 1, id: None, damaged: BTreeSet::new() });
         };
         let mut damage = Damage::default();
         for _ in 0..TRIES {
@@ -118,8 +120,9 @@ impl Start<'_> {
         }
         // Alone, a server goes on after what is damaged. With others it waits until that is whole again or removed: what it
         // cannot read, they may have promised.
+        let mut id = previous.as_ref().and_then(|previous| previous.id.clone());
         let mut highest = if store.is_shared { served } else { newest };
-        if let Some(previous) = previous.as_ref().filter(|_| !store.is_shared) {
+        if let Some(previous) = &previous {
             self.mend(store, previous, damage)?;
         }
         if let Some(change) = change {
@@ -139,14 +142,16 @@ impl Start<'_> {
             state.generation = highest;
             state.time = Some(next.time.map_or_else(now, |time| time.max(now())));
             let parent = previous.as_ref().map(|previous| previous.generation);
-            if !store.create(&Manifest::of(model, &state, (parent, &Author::server(), change)))? {
+            let manifest = Manifest::of(model, &state, (parent, &Author::server(), change));
+            if !store.create(&manifest)? {
                 return Ok(None);
             }
+            id = manifest.id;
         }
         if !store.is_shared {
             check_all(store, model, &generations, damage)?;
         }
-        Ok(Some(Started { state, highest, n_damaged: i64::try_from(damage.0.len()).unwrap_or(i64::MAX) }))
+        Ok(Some(Started { state, highest, id, damaged: std::mem::take(&mut damage.0) }))
     }
 
     /// The newest generation that is whole; `None` if there is none at all.
@@ -205,15 +210,28 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Writes again what the store lost of the files that the model directory has.
+    /// Writes again what the store lost of the files that the model directory has, or of which this server has a copy.
     fn mend(&self, store: &ModelStore, manifest: &Manifest, damage: &mut Damage) -> Result<(), LoadError> {
-        for file in self.files.values() {
-            let digest = file.parsed.digest.to_hex();
-            if manifest.blobs().any(|blob| blob == digest)
-                && damage.or_damaged(&self.directory.name, store.stored_blob(&digest))?.is_none()
-            {
-                store.put_blob(&digest, &file.bytes()?, false)?;
-                tracing::warn!(model = self.directory.name, digest, "wrote it again: the model directory has the file");
+        let model = self.directory.name.as_str();
+        for digest in manifest.blobs().collect::<BTreeSet<_>>() {
+            let file = self.files.values().find(|file| file.parsed.digest.to_hex() == digest);
+            let found = match (store.is_shared, file) {
+                (true, _) => store.find_blob(digest),
+                (false, Some(_)) => store.stored_blob(digest).map(drop),
+                // It has just been read.
+                (false, None) => continue,
+            };
+            if damage.or_damaged(model, found)?.is_none() {
+                let bytes = match file {
+                    Some(file) => file.bytes()?,
+                    None => store.blob(digest)?.into(),
+                };
+                store.put_blob(digest, &bytes, false)?;
+                tracing::warn!(
+                    model,
+                    digest,
+                    "wrote it again: the model directory has the file, or this server a copy"
+                );
             }
         }
         Ok(())

@@ -90,6 +90,20 @@ impl StateError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
+
+    /// The same of a read in a store that others share. What cannot be read there, or is not what was written, may be a
+    /// network's fault, and is as good as away.
+    pub(super) fn of_a_read(self) -> Self {
+        match self {
+            Self::Io { path, source } => {
+                Self::Unreachable { object: path.display().to_string(), problem: source.to_string() }
+            }
+            Self::Damaged { path, problem } => {
+                Self::Unreachable { object: path.display().to_string(), problem: format!("it is damaged: {problem}") }
+            }
+            other => other,
+        }
+    }
 }
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError + '_ {
@@ -267,11 +281,6 @@ impl ModelStore {
         Ok(found)
     }
 
-    /// Whether there is such a generation.
-    pub(super) fn has(&self, generation: u64) -> Result<bool, StateError> {
-        Ok(self.objects.modified(&manifest_path(&self.folder, generation))?.is_some())
-    }
-
     /// The manifest of a generation; `None` if there is none.
     pub(super) fn manifest(&self, generation: u64) -> Result<Option<Manifest>, StateError> {
         manifest(&self.objects, &self.folder, generation)
@@ -316,6 +325,20 @@ impl ModelStore {
         let bytes = self.stored_blob(digest)?;
         self.keep_copy(digest, &bytes);
         Ok(bytes)
+    }
+
+    /// Whether the store has a head file; its content is not looked at.
+    ///
+    /// # Errors
+    /// [`StateError::Damaged`] if it is missing.
+    pub(super) fn find_blob(&self, digest: &str) -> Result<(), StateError> {
+        let path = self.blob_path(digest);
+        match self.objects.modified(&path)? {
+            Some(_) => Ok(()),
+            None => {
+                Err(StateError::Damaged { path: self.objects.name(&path).into(), problem: "it is missing".to_owned() })
+            }
+        }
     }
 
     /// A head file as the store has it.

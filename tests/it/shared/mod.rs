@@ -6,6 +6,7 @@
 mod cleanup;
 mod clocks;
 mod conflicts;
+mod damage;
 mod death;
 mod faults;
 mod follow;
