@@ -1,6 +1,8 @@
-//! Why the registry refuses.
+//! Why the registry refuses, and what can go wrong with the state.
 
-use super::{IfMatch, StateError};
+use std::{io, path::PathBuf};
+
+use super::IfMatch;
 use crate::{
     dataset::FeatureSetError,
     heads::{DeriveError, HeadFileError, SettingsError},
@@ -120,4 +122,79 @@ pub enum RegistryError {
     /// The change could not be written down.
     #[error("the change could not be written down: {0}")]
     State(#[from] StateError),
+}
+
+/// What can go wrong with the state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system says no.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another server has it.
+    #[error("{path} is in use by another equipoise server", path = path.display())]
+    Locked {
+        /// The state directory.
+        path: PathBuf,
+    },
+    /// A manifest or blob that is not what it was when it was written.
+    #[error("{path} is damaged: {problem}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A manifest of a later version of equipoise.
+    #[error("{path} has the format `{format}` of a later version of equipoise: run that one", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: String,
+    },
+    /// The shared store does not answer, or with an error. What was to be written may have been.
+    #[error("{object}: {problem}")]
+    Unreachable {
+        /// The object.
+        object: String,
+        /// Why.
+        problem: String,
+    },
+    /// The place of the shared store makes no sense.
+    #[error("--state {url}: {problem}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The model was loaded without one.
+    #[error("there is no state directory to keep it in")]
+    Absent,
+}
+
+impl StateError {
+    /// Whether the store is to blame, and not what lies in it: the same may work later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+
+    /// The same of a read in a store that others share. What cannot be read there, or is not what was written, may be a
+    /// network's fault, and is as good as away.
+    pub(super) fn of_a_read(self) -> Self {
+        match self {
+            Self::Io { path, source } => {
+                Self::Unreachable { object: path.display().to_string(), problem: source.to_string() }
+            }
+            Self::Damaged { path, problem } => {
+                Self::Unreachable { object: path.display().to_string(), problem: format!("it is damaged: {problem}") }
+            }
+            other => other,
+        }
+    }
 }

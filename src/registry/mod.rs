@@ -47,7 +47,7 @@ pub(crate) use backbone::classifier_head_file;
 pub(crate) use directory::read_labels;
 pub use directory::{DirectoryError, HeadDeclaration, HeadOrigin, ModelDirectory};
 pub use edit::{AuditEntry, Author, Change, Edit, IfMatch};
-pub use error::RegistryError;
+pub use error::{RegistryError, StateError};
 pub use feature_sets::{FeatureSetInUse, FeatureSetQuota, FeatureSetStore, FeatureSetUpload, Kept, StoredSet};
 pub use fit_files::FitFiles;
 pub use gc::{Gc, GcOptions, GcReport};
@@ -57,7 +57,7 @@ pub use manifest::PreviousDefault;
 pub use model::{Changed, Model};
 pub use replica::Poller;
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};
-pub use store::{StateDir, StateError};
+pub use store::StateDir;
 pub use tuning::{Measured, MeasuredAlone, Plan, Settled, Tuning, tune};
 
 /// Whether `name` is a name of a model or a head: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.

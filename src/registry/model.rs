@@ -200,6 +200,9 @@ impl Model {
         let next = Arc::new(next);
         self.observe(Some(&self.state.load()), &next);
         self.state.store(Arc::clone(&next));
+        if let Some(store) = &self.store {
+            store.remember(next.generation);
+        }
         next
     }
 

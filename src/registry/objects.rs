@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    path::Path as FilePath,
+    path::{Path as FilePath, PathBuf},
     pin::Pin,
     sync::{Arc, mpsc},
     time::Duration,
@@ -21,7 +21,7 @@ use object_store::{
 };
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::StateError;
+use super::{StateError, store::io_error};
 use crate::sync::between_steps;
 
 /// How long a store may take for one object, retries included.
@@ -77,12 +77,12 @@ impl Objects {
     /// theirs: credentials, endpoints, regions.
     pub(super) fn at_url(text: &str, options: &[(String, String)]) -> Result<Self, StateError> {
         let failed = |problem: String| StateError::Url { url: text.to_owned(), problem };
-        let url = url::Url::parse(text).map_err(|error| failed(error.to_string()))?;
-        if url.scheme() == "file" {
-            let folder = url.to_file_path().map_err(|()| failed("it is no absolute path".to_owned()))?;
-            std::fs::create_dir_all(&folder).map_err(|source| StateError::Io { path: folder.clone(), source })?;
+        if let Some(folder) = folder_of_url(text)? {
+            // One that is not there may be a wrong name, and is not to be made by whoever only looks or removes.
+            std::fs::metadata(&folder).map_err(io_error(&folder))?;
             return Ok(Self { is_shared: true, ..Self::in_folder(&folder)? });
         }
+        let url = url::Url::parse(text).map_err(|error| failed(error.to_string()))?;
         if !CLOUDS.contains(&url.scheme()) {
             return Err(failed(format!(
                 "it must begin with file:// or one of {}",
@@ -281,6 +281,14 @@ impl Objects {
             Err(error) => Err(self.failed(folder, &error)),
         }
     }
+}
+
+/// The folder that a URL names, if it names one.
+pub(super) fn folder_of_url(text: &str) -> Result<Option<PathBuf>, StateError> {
+    let failed = |problem: String| StateError::Url { url: text.to_owned(), problem };
+    let url = url::Url::parse(text).map_err(|error| failed(error.to_string()))?;
+    let folder = || url.to_file_path().map_err(|()| failed("it is no absolute path".to_owned()));
+    (url.scheme() == "file").then(folder).transpose()
 }
 
 /// An object of a folder.

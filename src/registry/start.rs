@@ -104,6 +104,7 @@ impl Start<'_> {
         let model = self.directory.name.as_str();
         let generations = store.generations()?;
         let newest = generations.last().copied().unwrap_or(0);
+        store.check_not_lost(newest)?;
         let sources = Sources::at_start(self.files, Some(store));
         let Found { previous, next, change, mut state } = match self.newest_whole(store, &generations, damage)? {
             Some(found) => found,
@@ -151,6 +152,7 @@ impl Start<'_> {
         if !store.is_shared {
             check_all(store, model, &generations, damage)?;
         }
+        store.remember(state.generation);
         Ok(Some(Started { state, highest, id, damaged: std::mem::take(&mut damage.0) }))
     }
 

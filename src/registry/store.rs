@@ -4,6 +4,7 @@
 //! STATE/lock                                       held while a server runs
 //! STATE/admin-token                                mode 0600
 //! STATE/models/NAME/tuning.json                    how it is best run on this machine; see tuning/
+//! STATE/models/NAME/newest-generation              the number of the newest that was served of a STORE elsewhere
 //! STATE/models/NAME/feature-sets/                  uploaded feature sets; see feature_sets/
 //! STATE/models/NAME/fits/                          fits; see fit_files.rs
 //! STORE/models/NAME/blobs/SHA256                   head files, immutable, named by their content
@@ -25,86 +26,11 @@ use std::{
 };
 
 use super::{
-    FeatureSetQuota, FeatureSetStore, FitFiles,
+    FeatureSetQuota, FeatureSetStore, FitFiles, StateError,
     manifest::{Manifest, ManifestError},
-    objects::{Listed, Objects},
+    objects::{Listed, Objects, folder_of_url},
 };
 use crate::{heads::Digest, metrics::FeatureSetMetrics};
-
-/// What can go wrong with the state.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// The file system says no.
-    #[error("{path}: {source}", path = path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another server has it.
-    #[error("{path} is in use by another equipoise server", path = path.display())]
-    Locked {
-        /// The state directory.
-        path: PathBuf,
-    },
-    /// A manifest or blob that is not what it was when it was written.
-    #[error("{path} is damaged: {problem}", path = path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A manifest of a later version of equipoise.
-    #[error("{path} has the format `{format}` of a later version of equipoise: run that one", path = path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        format: String,
-    },
-    /// The shared store does not answer, or with an error. What was to be written may have been.
-    #[error("{object}: {problem}")]
-    Unreachable {
-        /// The object.
-        object: String,
-        /// Why.
-        problem: String,
-    },
-    /// The place of the shared store makes no sense.
-    #[error("--state {url}: {problem}")]
-    Url {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The model was loaded without one.
-    #[error("there is no state directory to keep it in")]
-    Absent,
-}
-
-impl StateError {
-    /// Whether the store is to blame, and not what lies in it: the same may work later.
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-
-    /// The same of a read in a store that others share. What cannot be read there, or is not what was written, may be a
-    /// network's fault, and is as good as away.
-    pub(super) fn of_a_read(self) -> Self {
-        match self {
-            Self::Io { path, source } => {
-                Self::Unreachable { object: path.display().to_string(), problem: source.to_string() }
-            }
-            Self::Damaged { path, problem } => {
-                Self::Unreachable { object: path.display().to_string(), problem: format!("it is damaged: {problem}") }
-            }
-            other => other,
-        }
-    }
-}
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError + '_ {
     move |source| StateError::Io { path: path.to_owned(), source }
@@ -148,6 +74,9 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Url`] if the URL makes no sense or its client was not built in; [`StateError::Io`].
     pub fn sharing_url(self, url: &str, options: &[(String, String)]) -> Result<Self, StateError> {
+        if let Some(folder) = folder_of_url(url)? {
+            fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        }
         Ok(Self { objects: Objects::at_url(url, options)?, is_shared: true, ..self })
     }
 
@@ -211,6 +140,7 @@ impl StateDir {
             folder: format!("models/{name}"),
             is_shared: self.is_shared,
             copies: self.is_shared.then_some(blobs),
+            newest_served: self.is_shared.then(|| path.join("newest-generation")),
             feature_sets: path.join("feature-sets"),
             fits: path.join("fits"),
             dir: self.clone(),
@@ -251,6 +181,8 @@ pub(super) struct ModelStore {
     pub(super) is_shared: bool,
     /// Copies of head files that lie elsewhere.
     copies: Option<PathBuf>,
+    /// Where the number of the newest generation stands that was served, of a store that lies elsewhere.
+    newest_served: Option<PathBuf>,
     feature_sets: PathBuf,
     fits: PathBuf,
     dir: StateDir,
@@ -279,6 +211,34 @@ impl ModelStore {
         let mut found: Vec<u64> = listed.iter().filter_map(generation_of).collect();
         found.sort_unstable();
         Ok(found)
+    }
+
+    /// Takes down which generation is served.
+    pub(super) fn remember(&self, generation: u64) {
+        if let Some(path) = &self.newest_served
+            && let Err(error) = fs::write(path, generation.to_string())
+        {
+            tracing::warn!(%error, "{}: {error}", path.display());
+        }
+    }
+
+    /// Refuses a store that has lost what this server has served of it. Whoever began anew in the folder of a file system that
+    /// is not mounted would serve a model without what was published, and let that disappear behind it later.
+    pub(super) fn check_not_lost(&self, newest: u64) -> Result<(), StateError> {
+        let Some(path) = &self.newest_served else { return Ok(()) };
+        // None, or half of one, tells nothing.
+        let served: Option<u64> = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+        match served.filter(|served| newest < *served) {
+            Some(served) => Err(StateError::Unreachable {
+                object: self.objects.name(&self.folder),
+                problem: format!(
+                    "this server has served generation {served} of it, and the newest is {newest}: another folder, or one \
+                     that is not mounted? If what is gone is to be given up, remove {}",
+                    path.display()
+                ),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// The manifest of a generation; `None` if there is none.

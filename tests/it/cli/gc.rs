@@ -79,6 +79,17 @@ async fn damaged_files_are_named_and_nothing_is_removed_that_they_may_need() {
     fails(&["gc", "--state-dir", &path(&state.join("none"))], &["none", "No such file"]);
 }
 
+#[test]
+fn a_store_that_is_not_there_is_not_made() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = folder.path().join("typo/store");
+    for flags in [&["--dry-run"][..], &[]] {
+        let url = format!("file://{}", path(&store));
+        fails(&[&["gc", "--state", &url], flags].concat(), &[&path(&store), "No such file"]);
+        assert!(!folder.path().join("typo").exists());
+    }
+}
+
 #[tokio::test]
 async fn a_store_in_use_keeps_what_is_young() {
     let store = Store::new();

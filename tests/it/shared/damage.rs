@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use serde_json::json;
 
 use super::{Store, heads};
-use crate::http::{feature_rows, head_file};
+use crate::{
+    app::Setup,
+    http::{feature_rows, head_file},
+};
 
 const FAST: Duration = Duration::from_millis(50);
 /// Slower than any test.
@@ -116,4 +119,31 @@ async fn a_head_file_that_the_store_lost_is_written_again_by_who_has_a_copy() {
     let other = store.server(NEVER).start();
     other.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
     assert_eq!(other.metrics().await.get(DAMAGED), 0.0);
+}
+
+fn load_error(setup: &Setup) -> String {
+    setup.server().unwrap().load().unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_store_that_has_lost_what_was_served_is_not_taken_for_a_new_one() {
+    let store = Store::new();
+    let Some(model) = model(&store) else { return };
+    let setup = store.server(NEVER);
+    let app = setup.start();
+    app.patch("tau", json!({ "tau": 0.25 })).await.expect(200);
+    app.shutdown();
+    let away = model.with_file_name("away");
+    std::fs::rename(&model, &away).unwrap();
+    let remembered = setup.state.path().join("models/icons30/newest-generation");
+    let error = load_error(&setup);
+    assert!(error.contains("generation 2") && error.contains(remembered.to_str().unwrap()), "{error}");
+    assert!(!model.exists());
+    std::fs::rename(&away, &model).unwrap();
+    setup.start().shutdown();
+    // An earlier state neither, until somebody says that it is meant.
+    std::fs::remove_file(model.join("generations/00000000002.json")).unwrap();
+    load_error(&setup);
+    std::fs::remove_file(remembered).unwrap();
+    assert_eq!(setup.start().metrics().await.get(GENERATION), 1.0);
 }
