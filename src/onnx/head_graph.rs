@@ -33,9 +33,9 @@ const LARGEST_WEIGHT_BYTES: usize = (1 << 31) - (1 << 20);
 pub enum Transform<'a> {
     /// `g(x) = x`
     Identity,
-    /// `g(x) = x / max(‖x‖, 1e-12)`
+    /// `g(x) = x / max(‖x‖, 1e-12)`, and NaN if `‖x‖²` leaves float32.
     L2Normalize,
-    /// `g(x) = (x - mean) / max(‖x - mean‖, 1e-12)`
+    /// `g(x) = (x - mean) / max(‖x - mean‖, 1e-12)`, and NaN in the same case.
     CenterL2Normalize {
         /// `[feature_dim]`
         mean: &'a [f32],
@@ -109,7 +109,11 @@ impl<'a> ScorerSpec<'a> {
         if self.transform != Transform::Identity {
             constants.push(constant("smallest_norm", &[], &[SMALLEST_NORM]));
             nodes.push(node("ReduceL2", &[x], "norm", &[("axes", Value::Ints(&[1])), ("keepdims", Value::Int(1))]));
-            nodes.push(node("Max", &["norm", "smallest_norm"], "divisor", &[]));
+            nodes.push(node("Max", &["norm", "smallest_norm"], "bounded_norm", &[]));
+            // A norm beyond float32 is infinite, and what is divided by that is 0: scores that look like an answer. The difference
+            // makes it NaN, as the scores are then, and adds 0 to every other norm. Both are of [N, 1].
+            nodes.push(node("Sub", &["bounded_norm", "bounded_norm"], "zero_or_nan", &[]));
+            nodes.push(node("Add", &["bounded_norm", "zero_or_nan"], "divisor", &[]));
             nodes.push(node("Div", &[x, "divisor"], "normalized", &[]));
             x = "normalized";
         }

@@ -128,6 +128,29 @@ fn scores_beyond_float32_are_a_matter_of_their_row_alone() {
 }
 
 #[test]
+fn a_norm_beyond_float32_gives_no_scores_and_changes_no_other_row() {
+    let mean = [0.5, -1.0, 2.0];
+    let ordinary = [0.1, -7.0, 3.3, 1e-30, 0.0, 0.0, 1.0, 1e18, -1e18];
+    for transform in [Transform::L2Normalize, Transform::CenterL2Normalize { mean: &mean }] {
+        let weight = &[1.0, -2.0, 0.25, 3.0, 0.1, -0.7];
+        let spec = ScorerSpec { weight, num_classes: 2, feature_dim: 3, transform, squared_norm: true };
+        let mut scorer = Scorer::build(&spec, &on_cpu()).expect("a valid head");
+        let mut run = |rows: &[f32]| {
+            let features = Features::from_host(rows.to_vec(), rows.len() / 3, 3).expect("valid features");
+            scorer.run(&features).expect("a run")
+        };
+        let alone = run(&ordinary);
+        assert!(alone.raw.iter().all(|score| score.is_finite()), "{transform:?}: {alone:?}");
+        for large in [2e19, -3e25, f32::MAX] {
+            let scores = run(&[&[large, 0.0, large], &ordinary[..]].concat());
+            let norms = scores.squared_norm.expect("asked for");
+            assert!(scores.raw[..2].iter().chain(&norms[..1]).all(|score| !score.is_finite()), "{transform:?} {large}");
+            assert_eq!((&scores.raw[2..], Some(&norms[1..])), (&alone.raw[..], alone.squared_norm.as_deref()));
+        }
+    }
+}
+
+#[test]
 fn scorers_that_share_weights_answer_alike_and_outlive_each_other() {
     let values = (0..40 * 33).map(|i| (i % 101) as f32 / 50.0 - 1.0).collect();
     let matrix = Array2::from_shape_vec((40, 33), values).expect("as many values");

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fs, process::Output};
 
-use equipoise::heads::{FORMAT, TensorView, write_safetensors};
+use equipoise::{
+    dataset::NpzWriter,
+    heads::{FORMAT, TensorView, write_safetensors},
+};
 use serde_json::{Value, json};
 
 use super::{equipoise, fails, icons30, is_wrong_usage, path, prints, prints_json, text};
@@ -98,6 +101,18 @@ fn a_curve_has_a_row_for_each_tau_and_the_best_is_marked() {
     let alone = prints(&["evaluate", "--features", &test, "--head", &head]);
     let report = |table: &str| table.split_once("at tau 0.6\n").map(|(_, report)| report.to_owned());
     assert!(report(&table).is_some() && report(&table) == report(&alone), "{alone}");
+}
+
+#[test]
+fn features_that_cannot_be_normalised_in_float32_are_named_by_their_row() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = path(&folder.path().join("large.npz"));
+    let mut writer = NpzWriter::new(fs::File::create(&file).expect("a file"), 3, 96).expect("a file");
+    for value in [1.0, 2.0, 1e19] {
+        writer.write_row(&[value; 96]).expect("a row");
+    }
+    writer.finish(&[0, 1, 2]).expect("written");
+    fails(&["evaluate", "--features", &file, "--head", &shipped("heads/ncm.safetensors")], &["row 2", "not finite"]);
 }
 
 #[test]

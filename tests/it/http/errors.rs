@@ -131,6 +131,16 @@ async fn features_whose_logits_overflow_are_422_with_their_row() {
 }
 
 #[tokio::test]
+async fn features_that_cannot_be_normalised_in_float32_are_422_with_their_row() {
+    let mut rows = feature_rows(3);
+    rows[1] = vec![1e19; DIM];
+    // The same features have an answer where nothing is normalised.
+    shared().classify_features("?head=joint", &rows).await.expect(200);
+    let answer = shared().classify_features("?head=ncm", &rows).await;
+    assert!(answer.problem(422, "not_finite").contains("row 1"), "{}", answer.text());
+}
+
+#[tokio::test]
 async fn a_query_that_does_not_parse_or_is_out_of_range_is_422() {
     let queries = [
         "top_k=0",
