@@ -18,7 +18,7 @@ use super::samples::rows_by_class;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampling {
-    /// `q = 1`: every row alike. Epochs run through a shuffled cycle of all rows, without replacement.
+    /// `q = 1`: every row alike. Each epoch runs through all rows in an order of its own, without replacement.
     InstanceBalanced,
     /// `q = 0`: every class alike. As in the reference code the classes come in a shuffled cycle, and of each class taken
     /// four rows in turn from its own shuffled cycle: the frequencies of `q = 0` with less variance than free draws.
@@ -119,9 +119,15 @@ impl Cycle {
         self.next += 1;
         self.items[self.next - 1]
     }
+
+    /// Ends the round: the next item is the first of a new one.
+    fn restart(&mut self) {
+        self.next = self.items.len();
+    }
 }
 
-/// Draws rows of a labelled set, batch by batch. Cycles go on across epochs.
+/// Draws rows of a labelled set, batch by batch. Cycles over classes, and over the rows of one class, go on across epochs, as in
+/// the reference code; that over all rows begins anew with each, so that no batch holds a row twice.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -154,8 +160,11 @@ impl Sampler {
         sampler
     }
 
-    /// Sets the class probabilities for epoch `epoch` of `epochs`, from 1.
+    /// Begins epoch `epoch` of `epochs`, from 1: sets the class probabilities, and shuffles anew what is instance-balanced.
     pub fn start_epoch(&mut self, epoch: usize, epochs: usize) {
+        if self.sampling == Sampling::InstanceBalanced {
+            self.cycle.restart();
+        }
         let mut sum = 0.0;
         let probabilities = self.sampling.class_probabilities(&self.counts, epoch, epochs);
         self.cumulative = probabilities

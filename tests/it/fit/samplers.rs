@@ -107,6 +107,30 @@ fn instance_balanced_takes_every_row_once_a_round() {
 }
 
 #[test]
+fn instance_balanced_epochs_of_whole_batches_hold_no_row_twice() {
+    let (labels, mut batch) = (labels(), Vec::new());
+    let mut sampler = Sampler::new(Sampling::InstanceBalanced, &labels, 4, 0);
+    let mut first = Vec::new();
+    for epoch in 1..=5 {
+        sampler.start_epoch(epoch, 5);
+        let mut drawn = Vec::new();
+        // 1405 rows: two batches, and 381 rows that this epoch does not come to.
+        for _ in 0..2 {
+            sampler.draw(512, &mut batch);
+            drawn.extend_from_slice(&batch);
+        }
+        if epoch == 1 {
+            first.clone_from(&drawn);
+        }
+        drawn.sort_unstable();
+        assert!(drawn.windows(2).all(|pair| pair[0] != pair[1]), "epoch {epoch}");
+    }
+    // The first epoch is the one of a sampler that nobody has told of epochs.
+    Sampler::new(Sampling::InstanceBalanced, &labels, 4, 0).draw(1024, &mut batch);
+    assert_eq!(batch, first);
+}
+
+#[test]
 fn class_balanced_takes_four_rows_of_every_class_a_round() {
     let labels = labels();
     let mut sampler = Sampler::new(Sampling::ClassBalanced, &labels, 4, 0);
