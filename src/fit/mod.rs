@@ -63,7 +63,8 @@ pub struct FitTask<'a> {
     pub validation: Validation<'a>,
     /// The head that LWS and tau-norm start from.
     pub base: Option<&'a Head>,
-    /// The shot of each class, if the training counts of the network are known; else those of the samples that are fitted.
+    /// The shot of each class, if the training counts of the network are known; else those of the samples that are fitted, for
+    /// tau-norm of all.
     pub shots: Option<&'a [Shot]>,
     /// What may be held beside the features, in bytes: LWS keeps its scores if they fit.
     pub cache_bytes: u64,
@@ -254,9 +255,10 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     if recipe.needs_validation() && validation.is_none() {
         return Err(FitError::NoValidation { method });
     }
-    let counts = samples.class_counts();
-    let of_samples: Vec<Shot> = counts.iter().map(|&count| Shot::of(count)).collect();
-    let shots = task.shots.unwrap_or(&of_samples);
+    // Tau-norm fits nothing on what is kept: all rows count.
+    let counts = if method == HeadKind::TauNorm { features.class_counts() } else { samples.class_counts() };
+    let of_counts: Vec<Shot> = counts.iter().map(|&count| Shot::of(count)).collect();
+    let shots = task.shots.unwrap_or(&of_counts);
 
     let mut warnings = Vec::new();
     if let Some(missing) = absent(&counts).filter(|_| method != HeadKind::TauNorm) {
@@ -319,7 +321,7 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
         Recipe::Ncm(options) => ncm::fit(options, &samples, watch)?,
     };
 
-    let provenance = provenance(task, epoch);
+    let provenance = provenance(task, samples.len(), epoch);
     let file = head_file(method, &parameters, &settings, prior, train_counts.as_deref(), provenance)?;
     let head = HeadFile::parse_head(&file).map_err(|error| FitError::Invalid { reason: error.to_string() })?;
     let report = match (&validation, task.validation) {
@@ -426,9 +428,9 @@ fn prior_of(sampling: Sampling) -> TrainPrior {
     }
 }
 
-/// Everything that the head depends on, in words.
-fn provenance(task: &FitTask<'_>, epoch: Option<usize>) -> BTreeMap<String, String> {
-    let mut words = task.recipe.words(task.features.num_rows());
+/// Everything that the head depends on, in words; `num_rows` is how many rows were fitted.
+fn provenance(task: &FitTask<'_>, num_rows: usize, epoch: Option<usize>) -> BTreeMap<String, String> {
+    let mut words = task.recipe.words(num_rows);
     words.insert("feature_set_digest".to_owned(), task.features.digest().to_hex());
     match task.validation {
         Validation::None => {}

@@ -292,7 +292,7 @@ impl Recipe {
         }
     }
 
-    /// The method and every parameter with its value, as head files carry them.
+    /// The method and every parameter with its value, as head files carry them, of a fit of `num_rows` rows.
     pub fn words(&self, num_rows: usize) -> BTreeMap<String, String> {
         let mut words = BTreeMap::new();
         let mut word = |key: &str, value: String| _ = words.insert(key.to_owned(), value);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use equipoise::{
     dataset::FeatureSet,
     fit::{FitError, FitTask, PlainEngine, Recipe, RecipeError, Validation, Watch, fit},
-    heads::{Head, HeadKind, Scores, TrainPrior},
+    heads::{Head, HeadKind, Parameters, Scores, TrainPrior},
 };
 use ndarray::Array2;
 use serde_json::{Value, json as value};
@@ -199,6 +199,51 @@ fn a_diverging_fit_says_so() {
     let wild = recipe(HeadKind::Crt, value!({"learning_rate": 1e6, "batch_size": 4, "weight_decay": 1e6}));
     let found = fit_plainly(&wild, &small_set(0.0), Validation::None, None);
     assert!(matches!(found, Err(FitError::Diverged { .. })), "{found:?}");
+}
+
+/// A base with weights of this size, whose classes have norms that differ.
+fn base_of_size(size: f32) -> Head {
+    let weight = Array2::from_shape_fn((5, 8), |(class, column)| {
+        let direction = (class as f32 * 1.7 + column as f32 * 2.3).cos();
+        size * (direction * (1.0 + 0.3 * class as f32) + if column == class { 1.5 } else { 0.0 })
+    });
+    Head::new(HeadKind::Joint, Parameters::Linear { weight, bias: None, scale: None }, None)
+}
+
+#[test]
+fn what_a_head_file_says_of_a_fit_counts_the_rows_that_were_fitted() {
+    let set = small_set(0.0);
+    for (batch_size, learning_rate) in
+        [(None, 0.2 * 48.0 / 512.0), (Some(56), 0.2 * 48.0 / 512.0), (Some(8), 0.2 / 64.0)]
+    {
+        let mut params = value!({"epochs": 1});
+        if let Some(batch_size) = batch_size {
+            params["batch_size"] = value!(batch_size);
+        }
+        // 32, 12 and 4 rows of the three classes.
+        let fitted = fit_plainly(&recipe(HeadKind::Crt, params), &set, Validation::Holdout(0.2), None).unwrap();
+        let provenance = fitted.head.provenance();
+        assert_eq!(provenance["batch_size"], batch_size.unwrap_or(48).min(48).to_string());
+        assert_eq!(provenance["learning_rate"], learning_rate.to_string());
+        assert_eq!(fitted.head.train_counts(), Some(&[32, 12, 4, 0][..]));
+    }
+}
+
+#[test]
+fn tau_norm_counts_every_row_as_nothing_is_fitted_on_those_that_are_kept() {
+    // 22, 21 and 19 rows; without every tenth the medium classes are few.
+    let labels: Vec<u32> = [0; 22].into_iter().chain([1; 21]).chain([2; 19]).collect();
+    let feature = |(row, column): (usize, usize)| {
+        ((row * 37 + column * 101) % 23) as f32 / 23.0 + if column == labels[row] as usize { 2.0 } else { 0.0 }
+    };
+    let set = FeatureSet::new(Array2::from_shape_fn((62, 8), feature), labels.clone(), 3).unwrap();
+    let base = base_of_size(1.0).weights().matrix().slice(ndarray::s![..3, ..]).to_owned();
+    let base = Head::new(HeadKind::Joint, Parameters::Linear { weight: base, bias: None, scale: None }, None);
+    let recipe = recipe(HeadKind::TauNorm, value!({}));
+    let fitted = fit_plainly(&recipe, &set, Validation::Holdout(0.1), Some(&base)).unwrap();
+    assert_eq!(fitted.head.train_counts(), Some(&[22, 21, 19][..]));
+    let report = fitted.report.unwrap().report;
+    assert!(report.accuracies.medium.is_some() && report.accuracies.few.is_some(), "{:?}", report.accuracies);
 }
 
 #[test]
