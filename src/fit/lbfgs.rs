@@ -15,6 +15,15 @@ const C2: f64 = 0.9;
 /// The largest component of the gradient at which the point counts as the optimum. The gradients of a batch are float32
 /// numbers, so that much less is noise.
 const GRADIENT_TOLERANCE: f64 = 1e-7;
+/// How flat the value is where it counts as the optimum that no step lowers it any more, which is how rounding ends most runs:
+/// the largest component of the gradient may be this share of the first gradient's, or of 1 if that is less, and a component
+/// times its parameter, by which the value changes as that parameter grows by its own size, this much.
+///
+/// Float32 rounds logits of some tens by some 1e-6, and probabilities with them. At the start those are wrong by about 1, so that
+/// at the optimum the rounding of a gradient is some 1e-6 to 1e-5 of the first one, however large the features are. It is much
+/// more where all features lie far from 0, and then the end is far from the optimum. The products have no scale, and tell of
+/// parameters whose gradients are small beside those of others.
+const NO_DECREASE_TOLERANCE: f64 = 1e-4;
 /// A relative decrease of the value below this counts as none.
 const VALUE_TOLERANCE: f64 = 1e-12;
 /// So many iterations without a decrease end it.
@@ -24,6 +33,7 @@ const PATIENCE: usize = 5;
 #[derive(Clone, Debug)]
 pub(super) struct End {
     pub(super) point: Vec<f64>,
+    pub(super) value: f64,
     pub(super) iterations: usize,
     /// The largest component of the gradient there.
     pub(super) gradient_norm: f64,
@@ -46,21 +56,24 @@ pub(super) fn minimise<E>(start: Vec<f64>, evaluate: &mut Evaluate<'_, E>) -> Re
     let mut gradient = vec![0.0; start.len()];
     let value = evaluate(&start, &mut gradient)?;
     let mut state = State { point: start, value, gradient };
+    let first_norm = largest(&state.gradient);
     let mut memory: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
     let mut without_decrease = 0;
     for iteration in 0..MAX_ITERATIONS {
         let gradient_norm = largest(&state.gradient);
         let end = |state: State, has_converged| End {
             point: state.point,
+            value: state.value,
             iterations: iteration,
             gradient_norm,
             has_converged,
         };
-        if gradient_norm <= GRADIENT_TOLERANCE || without_decrease >= PATIENCE {
-            return Ok(end(state, true));
-        }
-        if !state.value.is_finite() {
+        if !state.value.is_finite() || !gradient_norm.is_finite() {
             return Ok(end(state, false));
+        }
+        let is_flat = is_flat(&state, first_norm);
+        if gradient_norm <= GRADIENT_TOLERANCE || without_decrease >= PATIENCE {
+            return Ok(end(state, gradient_norm <= GRADIENT_TOLERANCE || is_flat));
         }
         let mut direction = two_loops(&state.gradient, &memory);
         let mut slope = dot(&direction, &state.gradient);
@@ -73,7 +86,7 @@ pub(super) fn minimise<E>(start: Vec<f64>, evaluate: &mut Evaluate<'_, E>) -> Re
         let Some(next) = line_search(&state, &direction, slope, first_step, evaluate)? else {
             if memory.is_empty() {
                 // Not even along the gradient is there a decrease that float32 can show.
-                return Ok(end(state, gradient_norm < 1e-4));
+                return Ok(end(state, is_flat));
             }
             memory.clear();
             without_decrease += 1;
@@ -93,7 +106,15 @@ pub(super) fn minimise<E>(start: Vec<f64>, evaluate: &mut Evaluate<'_, E>) -> Re
         state = next;
     }
     let gradient_norm = largest(&state.gradient);
-    Ok(End { point: state.point, iterations: MAX_ITERATIONS, gradient_norm, has_converged: false })
+    let State { point, value, .. } = state;
+    Ok(End { point, value, iterations: MAX_ITERATIONS, gradient_norm, has_converged: false })
+}
+
+/// Whether a point from which no step is found may be the optimum: see [`NO_DECREASE_TOLERANCE`].
+fn is_flat(state: &State, first_norm: f64) -> bool {
+    let products = state.gradient.iter().zip(&state.point).map(|(gradient, parameter)| (gradient * parameter).abs());
+    largest(&state.gradient) <= NO_DECREASE_TOLERANCE * first_norm.max(1.0)
+        && products.fold(0.0, f64::max) <= NO_DECREASE_TOLERANCE
 }
 
 /// `−H ∇f`, with the inverse Hessian H that the remembered pairs stand for.
@@ -187,8 +208,10 @@ fn add(target: &mut [f64], factor: f64, values: &[f64]) {
     }
 }
 
+/// The largest of the absolute values; NaN if one of them is.
 fn largest(values: &[f64]) -> f64 {
-    values.iter().fold(0.0, |largest, value| f64::max(largest, value.abs()))
+    let larger = |largest: f64, value: f64| if value <= largest || largest.is_nan() { largest } else { value };
+    values.iter().map(|value| value.abs()).fold(0.0, larger)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 use super::{
     FitError, Progress, Sampler, Samples, Sgd, Softmax, Solver, Watch,
     engine::{Batch, Engine, EngineError, Gradient, Rows, pieces},
-    lbfgs,
+    lbfgs::{self, End},
     linear_sgd::LinearSgd,
 };
 use crate::heads::{Parameters, Weights};
@@ -279,15 +279,21 @@ impl Problem<'_, '_> {
         };
         let start: Vec<f64> = start.into_iter().map(f64::from).collect();
         let end = lbfgs::minimise(start, &mut evaluate)?;
-        let mut warnings = Vec::new();
-        if !end.has_converged {
-            warnings.push(format!(
-            "L-BFGS stopped after {} iterations with a gradient of {:.1e}: with a larger `weight_decay` there is an \
-             optimum to reach",
-            end.iterations, end.gradient_norm
-        ));
+        let End { point, value, iterations, gradient_norm, has_converged } = end;
+        // Beside what zeros cost, from which L-BFGS starts, or to which it could have come; up to rounding at an optimum that is zeros.
+        let gained = (samples.num_classes() as f64).ln() - value;
+        let least = if has_converged { -1e-3 } else { 1e-5 };
+        if gained.is_nan() || gained < least {
+            return Err(FitError::NothingGained { iterations, gradient: gradient_norm });
         }
-        let parameters: Vec<f32> = end.point.into_iter().map(|value| value as f32).collect();
+        let mut warnings = Vec::new();
+        if !has_converged {
+            warnings.push(format!(
+                "L-BFGS stopped after {iterations} iterations with a gradient of {gradient_norm:.1e}: with a larger \
+                 `weight_decay`, or features that are standardised, there is an optimum to reach"
+            ));
+        }
+        let parameters: Vec<f32> = point.into_iter().map(|value| value as f32).collect();
         Ok(Minimum { parameters: head(&parameters), chosen_epoch: None, warnings })
     }
 }

@@ -11,6 +11,7 @@
 //! same bytes.
 
 mod engine;
+mod error;
 mod file;
 mod give_way;
 mod lbfgs;
@@ -35,6 +36,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use serde::Serialize;
 
 pub use engine::{Batch, Engine, EngineError, Gradient, PlainEngine, RawScores, Rows};
+pub use error::FitError;
 pub use measure::measure;
 pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
 pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
@@ -134,82 +136,6 @@ impl<'a> Watch<'a> {
             ControlFlow::Break(()) => Err(FitError::Cancelled),
         }
     }
-}
-
-/// Why there is no head.
-#[derive(Debug, thiserror::Error)]
-pub enum FitError {
-    /// Whoever watched did not want it any more.
-    #[error("cancelled")]
-    Cancelled,
-    /// The engine failed.
-    #[error("the engine failed: {0}")]
-    Engine(#[from] EngineError),
-    /// The loss is no finite number.
-    #[error("the loss is no longer a finite number in epoch {epoch}: lower `learning_rate`, or normalise the features")]
-    Diverged {
-        /// From 1.
-        epoch: usize,
-    },
-    /// A logit is no finite number.
-    #[error("the logits of row {row} are not finite")]
-    LogitsNotFinite {
-        /// Of the samples, from 0.
-        row: usize,
-    },
-    /// LWS or tau-norm without a base.
-    #[error("method {method} needs a base head")]
-    NoBase {
-        /// The method.
-        method: HeadKind,
-    },
-    /// A base that cannot be one.
-    #[error("base: {reason}")]
-    Base {
-        /// Why.
-        reason: String,
-    },
-    /// Two things that do not belong together.
-    #[error("{what} has {found} {unit}, and the feature set has {expected}")]
-    Mismatch {
-        /// The base or the validation set.
-        what: &'static str,
-        /// Classes or features.
-        unit: &'static str,
-        /// How many it has.
-        found: usize,
-        /// How many it should.
-        expected: usize,
-    },
-    /// Several settings and nothing to choose on.
-    #[error(
-        "method {method} chooses between settings: give a `validation` set or `holdout`, or one `tau` and one `bias`"
-    )]
-    NoValidation {
-        /// The method.
-        method: HeadKind,
-    },
-    /// Choosing on what was fitted.
-    #[error("the validation set has the same content as the feature set: what is fitted cannot be what is reported")]
-    SameSet,
-    /// Nothing held out.
-    #[error("a holdout of {share} of each class holds out nothing: no class has two rows")]
-    EmptyHoldout {
-        /// As it was asked for.
-        share: f64,
-    },
-    /// A share that is none.
-    #[error("`holdout` must be above 0 and below 1, and is {share}")]
-    HoldoutRange {
-        /// As it was asked for.
-        share: f64,
-    },
-    /// The fitted numbers are not finite.
-    #[error("the fitted head is not valid: {reason}")]
-    Invalid {
-        /// What the reader of head files says.
-        reason: String,
-    },
 }
 
 /// A fitted head.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use equipoise::{
     dataset::FeatureSet,
-    fit::{FitError, FitTask, PlainEngine, Recipe, RecipeError, Validation, Watch, fit},
+    fit::{FitError, FitTask, Fitted, PlainEngine, Recipe, RecipeError, Validation, Watch, fit},
     heads::{Head, HeadKind, Parameters, Scores, TrainPrior},
 };
 use ndarray::Array2;
@@ -201,6 +201,16 @@ fn a_diverging_fit_says_so() {
     assert!(matches!(found, Err(FitError::Diverged { .. })), "{found:?}");
 }
 
+/// 300 rows in 8 dimensions of 5 classes that overlap.
+fn overlapping_set(scale: f32, offset: f32) -> FeatureSet {
+    let labels: Vec<u32> = (0..300).map(|row| row % 5).collect();
+    let feature = |(row, column): (usize, usize)| {
+        let noise = (row as f32 * 7.3 + column as f32 * 3.1).sin();
+        scale * (noise + if column == labels[row] as usize { 0.7 } else { 0.0 }) + offset
+    };
+    FeatureSet::new(Array2::from_shape_fn((300, 8), feature), labels, 5).unwrap()
+}
+
 /// A base with weights of this size, whose classes have norms that differ.
 fn base_of_size(size: f32) -> Head {
     let weight = Array2::from_shape_fn((5, 8), |(class, column)| {
@@ -208,6 +218,63 @@ fn base_of_size(size: f32) -> Head {
         size * (direction * (1.0 + 0.3 * class as f32) + if column == class { 1.5 } else { 0.0 })
     });
     Head::new(HeadKind::Joint, Parameters::Linear { weight, bias: None, scale: None }, None)
+}
+
+fn warnings_of_lbfgs(fitted: &Fitted) -> Vec<&String> {
+    fitted.warnings.iter().filter(|warning| warning.contains("L-BFGS")).collect()
+}
+
+#[test]
+fn lbfgs_at_its_optimum_says_nothing_however_large_the_scores_are() {
+    let (set, lws) = (overlapping_set(1.0, 0.0), recipe(HeadKind::Lws, value!({"solver": "lbfgs"})));
+    let mut losses = Vec::new();
+    for size in [1.0, 5.0, 20.0, 50.0, 100.0, 300.0, 1000.0] {
+        let base = base_of_size(size);
+        let fitted = fit_plainly(&lws, &set, Validation::None, Some(&base)).unwrap();
+        assert!(warnings_of_lbfgs(&fitted).is_empty(), "{size}: {:?}", fitted.warnings);
+        losses.push(mean_loss(&fitted.head, &set));
+    }
+    // The factors undo the size, and what they cost gets less with it: it is the same optimum that is reached.
+    assert!(losses.windows(2).all(|pair| pair[1] < pair[0] + 1e-4), "{losses:?}");
+    assert!(losses[0] - losses[6] < 2e-3, "{losses:?}");
+}
+
+fn mean_loss(head: &Head, set: &FeatureSet) -> f64 {
+    let (raw, _) = head.weights().raw_scores(set.features());
+    let (scoring, mut logits) = (head.scoring(head.initial_settings()), Vec::new());
+    let of_row = |(row, &label): (usize, &u32)| {
+        let best = scoring
+            .predict(Scores { raw: raw.row(row).to_slice().unwrap(), squared_norm: 0.0 }, 5, &mut logits)
+            .unwrap();
+        -best.iter().find(|best| best.class == label as usize).unwrap().probability.ln()
+    };
+    set.labels().iter().enumerate().map(of_row).sum::<f64>() / set.num_rows() as f64
+}
+
+#[test]
+fn lbfgs_that_stops_before_its_optimum_says_so() {
+    // What the classes differ by is what float32 rounds off.
+    for offset in [1e3, 1e4] {
+        let (set, crt) = (overlapping_set(1.0, offset), recipe(HeadKind::Crt, value!({"solver": "lbfgs"})));
+        let fitted = fit_plainly(&crt, &set, Validation::None, None).unwrap();
+        assert_eq!(warnings_of_lbfgs(&fitted).len(), 1, "{offset}: {:?}", fitted.warnings);
+    }
+}
+
+#[test]
+fn lbfgs_that_gains_nothing_is_an_error() {
+    for method in [HeadKind::Crt, HeadKind::Lws] {
+        let lbfgs = recipe(method, value!({"solver": "lbfgs"}));
+        // With 1e37 scores are infinite; with 1e9 added the classes are the same numbers.
+        for (scale, offset) in [(1e25, 0.0), (1e37, 0.0), (1.0, 1e9)] {
+            let set = overlapping_set(scale, offset);
+            let found =
+                fit_plainly(&lbfgs, &set, Validation::None, Some(&base_of_size(1e2))).map(|fitted| fitted.warnings);
+            assert!(matches!(found, Err(FitError::NothingGained { .. })), "{method} {scale} {offset}: {found:?}");
+            let words = found.unwrap_err().to_string();
+            assert!(words.contains("L-BFGS") && words.contains("standardise"), "{words}");
+        }
+    }
 }
 
 #[test]
