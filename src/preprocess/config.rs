@@ -147,7 +147,7 @@ pub enum ExifOrientation {
     /// The pixels stay as they are stored.
     #[default]
     Ignore,
-    /// As `PIL.ImageOps.exif_transpose`: JPEG, PNG, WebP and TIFF.
+    /// As `PIL.ImageOps.exif_transpose`: JPEG, PNG and WebP by the orientation in EXIF, or if there is none, in XMP; TIFF by its own.
     Apply,
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Decoders fill a picture that ends early with gray, and PIL does not: there a file without its end is an error. The
 //! only sure sign is the end marker, so the whole file is walked once, marker to marker. The size, the number of scans
-//! and the orientation come along, before anything is allocated.
+//! and what says how it is turned come along, before anything is allocated.
 
 use super::super::error::ImageError;
 use super::{DecodeLimits, Format};
@@ -24,6 +24,8 @@ pub(super) struct JpegHeader<'a> {
     pub(super) is_plain_rgb: bool,
     /// The EXIF block, without its name.
     pub(super) exif: Option<&'a [u8]>,
+    /// The XMP packet, without its name.
+    pub(super) xmp: Option<&'a [u8]>,
     pub(super) is_progressive: bool,
 }
 
@@ -32,7 +34,7 @@ impl<'a> JpegHeader<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, ImageError> {
         let truncated = || Format::Jpeg.truncated();
         let mut header = None;
-        let (mut exif, mut is_named_by_app, mut n_scans) = (None, false, 0);
+        let (mut exif, mut xmp, mut is_named_by_app, mut n_scans) = (None, None, false, 0);
         let mut at = 2;
         loop {
             let marker;
@@ -48,7 +50,11 @@ impl<'a> JpegHeader<'a> {
             match marker {
                 APP0 => is_named_by_app |= segment.starts_with(b"JFIF\0"),
                 APP14 => is_named_by_app |= segment.starts_with(b"Adobe"),
-                APP1 if exif.is_none() => exif = segment.strip_prefix(b"Exif\0\0"),
+                // PIL reads no further than the first scan. Of EXIF the first counts, of XMP the last.
+                APP1 if n_scans == 0 => {
+                    exif = exif.or(segment.strip_prefix(EXIF_NAME));
+                    xmp = segment.strip_prefix(XMP_NAME).or(xmp);
+                }
                 SCAN => n_scans += 1,
                 _ if is_frame(marker) => {
                     if header.is_some() {
@@ -66,7 +72,7 @@ impl<'a> JpegHeader<'a> {
         if n_scans == 0 {
             return Err(Format::Jpeg.malformed("no scan"));
         }
-        header.exif = exif;
+        (header.exif, header.xmp) = (exif, xmp);
         header.is_plain_rgb &= !is_named_by_app;
         Ok(header)
     }
@@ -84,6 +90,10 @@ impl<'a> JpegHeader<'a> {
         limits.check_alloc(Format::Jpeg, pixels + inks + coefficients)
     }
 }
+
+/// What the two kinds of APP1 begin with.
+const EXIF_NAME: &[u8] = b"Exif\0\0";
+const XMP_NAME: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
 const APP0: u8 = 0xe0;
 const APP1: u8 = 0xe1;
@@ -146,6 +156,7 @@ fn frame(marker: u8, segment: &[u8]) -> Result<JpegHeader<'static>, ImageError> 
         n_components,
         is_plain_rgb: names == *b"RGB",
         exif: None,
+        xmp: None,
         is_progressive: matches!(marker, 0xc2 | 0xca),
     })
 }

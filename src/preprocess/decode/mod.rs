@@ -15,6 +15,7 @@
 mod exif;
 mod gif;
 mod jpeg_header;
+mod png_metadata;
 mod rgb;
 mod still;
 mod tiff;
@@ -203,7 +204,7 @@ fn jpeg(
 ) -> Result<Stored, ImageError> {
     let header = JpegHeader::read(bytes)?;
     header.check(limits)?;
-    let orientation = exif::orientation(header.exif);
+    let orientation = exif::orientation(header.exif, header.xmp);
     let full_size = (header.height, header.width);
     let (height, width) = match exif {
         ExifOrientation::Ignore => full_size,

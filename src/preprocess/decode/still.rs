@@ -8,7 +8,7 @@ use image::{ColorType, ImageDecoder};
 
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
-use super::{DecodeLimits, Format, Pixels, rgb};
+use super::{DecodeLimits, Format, Pixels, exif, png_metadata, rgb};
 
 pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, ImageError> {
     let reader = Cursor::new(bytes);
@@ -18,14 +18,21 @@ pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Res
             // A side that is too long would be called a lack of memory here; `read` says what it is.
             let mut any_side = limits.of_image_crate();
             (any_side.max_image_width, any_side.max_image_height) = (None, None);
-            read(format, PngDecoder::with_limits(reader, any_side).map_err(fail)?, limits)
+            let decoder = PngDecoder::with_limits(reader, any_side).map_err(fail)?;
+            Ok((read(format, decoder, limits)?, png_metadata::orientation(bytes)))
         }
         Format::WebP if !is_whole_webp(bytes) => Err(format.truncated()),
-        Format::WebP => read(format, WebPDecoder::new(reader).map_err(fail)?, limits),
+        Format::WebP => {
+            let mut decoder = WebPDecoder::new(reader).map_err(fail)?;
+            // A broken EXIF block is no reason to refuse the picture.
+            let (exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
+            let image = read(format, decoder, limits)?;
+            Ok((image, exif::orientation(exif.as_deref(), xmp.as_deref())))
+        }
         _ => {
-            let (mut image, orientation) = read(format, BmpDecoder::new(reader).map_err(fail)?, limits)?;
+            let mut image = read(format, BmpDecoder::new(reader).map_err(fail)?, limits)?;
             rescale_bmp16(bytes, &mut image);
-            Ok((image, orientation))
+            Ok((image, Orientation::NoTransforms))
         }
     }
 }
@@ -50,15 +57,13 @@ fn rescale_bmp16(bytes: &[u8], image: &mut RgbImage) {
 }
 
 /// Checks what the header says, then decodes.
-fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Pixels, ImageError> {
+fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<RgbImage, ImageError> {
     let fail = |source| from_image_error(format, limits, source);
     let (width, height) = decoder.dimensions();
     limits.check_size(u64::from(width), u64::from(height))?;
     let n_pixels = u64::from(width) * u64::from(height);
     limits.check_alloc(format, decoder.total_bytes().saturating_add(n_pixels * 3))?;
     decoder.set_limits(limits.of_image_crate()).map_err(fail)?;
-    // A broken EXIF block is no reason to refuse the picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let color = decoder.color_type();
     let mut raw = vec![0; decoder.total_bytes() as usize];
     decoder.read_image(&mut raw).map_err(fail)?;
@@ -74,9 +79,7 @@ fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -
         ColorType::Rgba16 => rgb::first_three::<4>(&rgb::high_bytes(words())),
         other => return Err(format.unsupported(format!("colour type {other:?}"))),
     };
-    RgbImage::new(pixels, height as usize, width as usize)
-        .map(|image| (image, orientation))
-        .ok_or_else(|| format.malformed("a side of zero pixels"))
+    RgbImage::new(pixels, height as usize, width as usize).ok_or_else(|| format.malformed("a side of zero pixels"))
 }
 
 fn from_image_error(format: Format, limits: &DecodeLimits, error: image::ImageError) -> ImageError {

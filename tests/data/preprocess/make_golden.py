@@ -205,6 +205,62 @@ def exifs():
     decode("exif6.webp", saved(small, "WEBP", lossless=True, exif=exif_of(6)), "apply")
     decode("exif8.tiff", saved(small, "TIFF", exif=exif_of(8)), "apply")
     decode("exif9.png", saved(small, "PNG", exif=exif_of(9)), "apply")
+    xmps(small, blocks)
+
+
+def packet(orientation, as_element=False):
+    said = f"><tiff:Orientation>{orientation}</tiff:Orientation>" if as_element else f' tiff:Orientation="{orientation}">'
+    about = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF>{about}{said}</rdf:Description></rdf:RDF></x:xmpmeta>'.encode()
+
+
+def with_chunks(png, *chunks, behind=False):
+    """A PNG with chunks before or behind its pixels."""
+    at = png.index(b"IEND") - 4 if behind else 33
+    return png[:at] + b"".join(chunk(kind, data) for kind, data in chunks) + png[at:]
+
+
+def xmps(small, blocks):
+    """An orientation in XMP counts where EXIF has none."""
+    plain, keyword = saved(small, "PNG"), b"XML:com.adobe.xmp\0"
+    text = lambda xmp: (b"iTXt", keyword + b"\0\0\0\0" + xmp)
+    exif = lambda orientation: (b"eXIf", exif_of(orientation).tobytes()[6:])
+    other = Image.Exif()
+    other[0x010F] = "a camera"
+    without = (b"eXIf", other.tobytes()[6:])
+    for name, chunks in {
+        "xmp6": [text(packet(6))],
+        "xmp5_element": [text(packet(5, as_element=True))],
+        "xmp0": [text(packet(0))],
+        "xmp_word": [text(b'tiff:Orientation=6 tiff:Orientation = "6" tiff:Orientation="x" tiff:Orientation="8"')],
+        "xmp_deflated": [(b"iTXt", keyword + b"\1\0en\0XMP\0" + zlib.compress(packet(7)))],
+        "xmp_plain_text": [(b"tEXt", keyword + packet(4))],
+        "xmp_deflated_text": [(b"zTXt", keyword + b"\0" + zlib.compress(packet(2)))],
+        "xmp_beside_exif1": [exif(1), text(packet(6))],
+        "xmp_beside_exif9": [exif(9), text(packet(6))],
+        "xmp_beside_exif": [without, text(packet(3))],
+        "two_xmps": [text(packet(3)), text(packet(6))],
+    }.items():
+        decode(f"{name}.png", with_chunks(plain, *chunks), "apply")
+    decode("xmp6.png", None, "ignore")
+    decode("xmp_behind.png", with_chunks(plain, text(packet(8)), behind=True), "apply")
+    decode("exif_behind.png", with_chunks(plain, exif(8), behind=True), "apply")
+    for kind in ("tEXt", "zTXt"):
+        block = exif_of(6).tobytes()
+        digits = block.hex()
+        lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+        profile = f"\nexif\n{len(block):8}\n{lines}\n".encode()
+        profile = b"\0" + zlib.compress(profile) if kind == "zTXt" else profile
+        chunks = [(kind.encode(), b"Raw profile type exif\0" + profile)]
+        decode(f"exif_in_{kind}.png", with_chunks(plain, *chunks), "apply")
+    for name, options in {
+        "xmp6": {"xmp": packet(6)},
+        "xmp7_element": {"xmp": packet(7, as_element=True)},
+        "xmp_beside_exif": {"xmp": packet(8), "exif": other},
+        "xmp_beside_exif3": {"xmp": packet(8), "exif": exif_of(3)},
+    }.items():
+        decode(f"{name}.jpg", saved(blocks, "JPEG", subsampling=0, **options), "apply", lossy=True)
+        decode(f"{name}.webp", saved(small, "WEBP", lossless=True, **options), "apply")
 
 
 def exif_of(orientation):
