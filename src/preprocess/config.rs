@@ -141,13 +141,15 @@ pub enum Interpolation {
 }
 
 /// Whether an EXIF orientation turns the image. Must be what training did; most training code ignores it.
+///
+/// A TIFF is turned in either case: Pillow turns one whenever it loads it, before any training code sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExifOrientation {
-    /// The pixels stay as they are stored.
+    /// The pixels stay as Pillow loads them: as they are stored, but for TIFF.
     #[default]
     Ignore,
-    /// As `PIL.ImageOps.exif_transpose`: JPEG, PNG and WebP by the orientation in EXIF, or if there is none, in XMP; TIFF by its own.
+    /// As `PIL.ImageOps.exif_transpose`: JPEG, PNG and WebP by the orientation in EXIF, or if there is none, in XMP.
     Apply,
 }
 

@@ -1,7 +1,8 @@
 //! From the bytes of a file to RGB pixels, as PIL's `Image.open(...).convert("RGB")` gives them.
 //!
-//! Alpha is dropped, not composited; palettes are looked up; the first frame of an animation counts; 16-bit colour keeps
-//! its high byte, while 16-bit gray is *clipped* to 255 (what Pillow's `I;16` does).
+//! Alpha is dropped, not composited, and divided out first where a TIFF has multiplied it in; palettes are looked up; the first
+//! frame of an animation counts; 16-bit colour keeps its high byte, while 16-bit gray is *clipped* to 255 (what Pillow's `I;16`
+//! does). A TIFF is turned as its orientation says, which Pillow does when it loads one.
 //!
 //! # What bounds a hostile file?
 //!
@@ -180,7 +181,7 @@ pub(super) fn decode(
     })
 }
 
-/// What every decoder gives: the pixels as stored, and how they are to be turned if anyone asks.
+/// What every decoder gives: the pixels as Pillow loads them, and how they are to be turned if anyone asks.
 type Pixels = (RgbImage, Orientation);
 
 /// The same, and the size as a whole.

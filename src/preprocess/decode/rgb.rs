@@ -10,6 +10,15 @@ pub(super) fn first_three<const N: usize>(pixels: &[u8]) -> Vec<u8> {
     pixels.chunks_exact(N).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect()
 }
 
+/// RGBA whose colours have been multiplied by alpha: divided by it again, at most 255; nothing is left where alpha is 0.
+pub(super) fn from_premultiplied(pixels: &[u8]) -> Vec<u8> {
+    let divided = |value: u8, alpha: u8| match alpha {
+        0 => 0,
+        alpha => (u32::from(value) * 255 / u32::from(alpha)).min(255) as u8,
+    };
+    pixels.chunks_exact(4).flat_map(|pixel| [0, 1, 2].map(|channel| divided(pixel[channel], pixel[3]))).collect()
+}
+
 /// The first of `N` channels, as gray: gray with alpha, without its alpha.
 pub(super) fn first_as_gray<const N: usize>(pixels: &[u8]) -> Vec<u8> {
     pixels.chunks_exact(N).flat_map(|pixel| [pixel[0]; 3]).collect()

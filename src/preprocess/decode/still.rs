@@ -19,22 +19,27 @@ pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Res
             let mut any_side = limits.of_image_crate();
             (any_side.max_image_width, any_side.max_image_height) = (None, None);
             let decoder = PngDecoder::with_limits(reader, any_side).map_err(fail)?;
-            Ok((read(format, decoder, limits)?, png_metadata::orientation(bytes)))
+            Ok((read(format, decoder, is_gray_png(bytes), limits)?, png_metadata::orientation(bytes)))
         }
         Format::WebP if !is_whole_webp(bytes) => Err(format.truncated()),
         Format::WebP => {
             let mut decoder = WebPDecoder::new(reader).map_err(fail)?;
             // A broken EXIF block is no reason to refuse the picture.
             let (exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
-            let image = read(format, decoder, limits)?;
+            let image = read(format, decoder, false, limits)?;
             Ok((image, exif::orientation(exif.as_deref(), xmp.as_deref())))
         }
         _ => {
-            let mut image = read(format, BmpDecoder::new(reader).map_err(fail)?, limits)?;
+            let mut image = read(format, BmpDecoder::new(reader).map_err(fail)?, false, limits)?;
             rescale_bmp16(bytes, &mut image);
             Ok((image, Orientation::NoTransforms))
         }
     }
+}
+
+/// Whether a PNG's colour type is gray: alpha that its decoder gives then was made of one transparent gray.
+fn is_gray_png(bytes: &[u8]) -> bool {
+    bytes.get(25) == Some(&0)
 }
 
 /// Widens the channels of a 16-bit BMP as Pillow does, `v * 255 / max` rounded down. The decoder repeats their bits
@@ -56,8 +61,13 @@ fn rescale_bmp16(bytes: &[u8], image: &mut RgbImage) {
     }
 }
 
-/// Checks what the header says, then decodes.
-fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<RgbImage, ImageError> {
+/// Checks what the header says, then decodes. `is_gray` says that no alpha is stored.
+fn read(
+    format: Format,
+    mut decoder: impl ImageDecoder,
+    is_gray: bool,
+    limits: &DecodeLimits,
+) -> Result<RgbImage, ImageError> {
     let fail = |source| from_image_error(format, limits, source);
     let (width, height) = decoder.dimensions();
     limits.check_size(u64::from(width), u64::from(height))?;
@@ -74,6 +84,7 @@ fn read(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -
         ColorType::L8 => rgb::from_gray(&raw),
         ColorType::La8 => rgb::first_as_gray::<2>(&raw),
         ColorType::L16 => rgb::from_gray16(words()),
+        ColorType::La16 if is_gray => rgb::from_gray16(words().step_by(2)),
         ColorType::La16 => rgb::first_as_gray::<2>(&rgb::high_bytes(words())),
         ColorType::Rgb16 => rgb::high_bytes(words()),
         ColorType::Rgba16 => rgb::first_three::<4>(&rgb::high_bytes(words())),

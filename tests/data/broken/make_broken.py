@@ -174,12 +174,23 @@ def tiff(entries, data=b""):
     return out + struct.pack("<I", 0)
 
 
+def tiff_of(mode):
+    image = Image.linear_gradient("L").resize((24, 20)).convert("RGB" if mode in ("YCbCr", "LAB") else mode)
+    if mode == "LAB":
+        image = Image.merge("LAB", image.split())
+    elif mode == "YCbCr":
+        image = image.convert(mode)
+    out = io.BytesIO()
+    image.save(out, "TIFF")
+    return out.getvalue()
+
+
 def tiffs():
     def gray(width, height, strip_bytes=12, rows=None, extra=()):
         entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
                    (277, 3, 1, 1), (278, 4, 1, rows or height), (279, 4, 1, strip_bytes)]
-        changed = {entry[0]: entry for entry in extra}
-        return tiff([changed.get(entry[0], entry) for entry in entries], bytes(12))
+        by_tag = {entry[0]: entry for entry in [*entries, *extra]}
+        return tiff([by_tag[tag] for tag in sorted(by_tag)], bytes(12))
 
     broken("bomb.tiff", gray(60000, 60000), "too_large")
     broken("most_pixels.tiff", gray(0xFFFFFFFF, 0xFFFFFFFF), "too_large")
@@ -189,7 +200,13 @@ def tiffs():
     broken("many_offsets.tiff", gray(4, 3, extra=[(273, 4, 0x3FFFFFFF, 8)]), "too_large")
     broken("seven_bits.tiff", gray(4, 3, extra=[(258, 3, 1, 7)]), "unsupported")
     broken("jpeg_inside.tiff", gray(4, 3, extra=[(259, 3, 1, 7)]), "unsupported")
-    broken("palette.tiff", saved("TIFF", mode="P"), "unsupported")
+    for mode in ("P", "LA", "I", "F", "YCbCr", "LAB"):
+        name = {"P": "palette", "LA": "gray_alpha", "I": "gray32", "F": "float", "YCbCr": "ycbcr", "LAB": "lab"}[mode]
+        broken(f"{name}.tiff", tiff_of(mode), "unsupported")
+    broken("fill_order3.tiff", gray(4, 3, extra=[(266, 3, 1, 3)]), "unsupported")
+    # Four channels, of which the last is none of a colour, as differences of neighbours.
+    four = [(258, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 4), (317, 3, 1, 2), (338, 3, 1, 0)]
+    broken("predictor_beside.tiff", gray(1, 3, extra=four), "unsupported")
     broken("no_directory.tiff", b"II*\0" + struct.pack("<I", 0), "truncated")
     broken("far_directory.tiff", b"II*\0" + struct.pack("<I", 0x7FFFFFFF), "truncated")
     # A directory whose next one is itself.

@@ -100,6 +100,8 @@ def pngs(rgb, image, alpha, rgba):
     for name, color, channels in [("gray16", 0, 1), ("rgb16", 2, 3), ("gray_alpha16", 4, 2), ("rgba16", 6, 4)]:
         samples = np.ascontiguousarray(words[:, : 11 * channels]).view(np.uint8)
         decode(f"{name}.png", png(samples, 16, color))
+    samples = np.ascontiguousarray(words[:, :11]).view(np.uint8)
+    decode("gray16_transparent.png", png(samples, 16, 0, chunk(b"tRNS", b"\0\xff")))
     animation = [Image.fromarray(picture(29, 37, seed)) for seed in range(2)]
     decode("animated.png", saved(animation[0], "PNG", save_all=True, append_images=animation[1:]))
 
@@ -164,6 +166,75 @@ def bmps(image, rgba):
     decode("top_down.bmp", bmp_by_hand(4, -3, 24, rng.integers(0, 256, 36, dtype=np.uint8).tobytes()))
 
 
+def tiff(size, bits, photometric, strips, compression=1, order="<", **tags):
+    """A TIFF written by hand, a strip for each plane. `tags` are numbers of two bytes, or bytes."""
+    (width, height), samples = size, len(bits)
+    entries = {
+        256: [width], 257: [height], 258: bits, 259: [compression], 262: [photometric], 277: [samples], 278: [height],
+        284: [2 if len(strips) > 1 else 1],
+        **{int(tag[1:]): value for tag, value in tags.items()},
+    }
+    data = b"".join(strips)
+    starts = np.cumsum([8] + [len(strip) for strip in strips[:-1]]).tolist()
+    data += b"\0" * (len(data) % 2)
+    entries[273], entries[279] = starts, [len(strip) for strip in strips]
+    directory, behind = struct.pack(order + "H", len(entries)), b""
+    at = 8 + len(data) + 2 + 12 * len(entries) + 4
+    for tag, value in sorted(entries.items()):
+        kind, count = (1 if isinstance(value, bytes) else 4 if tag in (273, 279) else 3), len(value)
+        packed = value if kind == 1 else struct.pack(f"{order}{count}{'I' if kind == 4 else 'H'}", *value)
+        if len(packed) > 4:
+            packed += b"\0" * (len(packed) % 2)
+            behind, packed = behind + packed, struct.pack(order + "I", at + len(behind))
+        directory += struct.pack(order + "HHI", tag, kind, count) + packed.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + len(data))
+    return head + data + directory + b"\0\0\0\0" + behind
+
+
+def reversed_bits(data):
+    """Each byte with its bits the other way round: fill order 2."""
+    return np.packbits(np.unpackbits(np.frombuffer(data, np.uint8)).reshape(-1, 8)[:, ::-1]).tobytes()
+
+
+DEFLATE = 8
+
+
+def tiffs_by_hand(image):
+    rng = np.random.default_rng(7)
+    rgba = rng.integers(0, 256, (24, 19, 4), dtype=np.uint8)
+    # Every alpha with every kind of colour: below it, above it, and none.
+    rgba[:14, :, 3] = np.minimum(np.arange(14 * 19), 255).reshape(14, 19)
+    decode("premultiplied.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[1]))
+    planes = [zlib.compress(rgba[:, :, channel].tobytes()) for channel in range(4)]
+    decode("premultiplied_planes.tiff", tiff((19, 24), [8] * 4, 2, planes, DEFLATE, t338=[1]))
+    for order, name in (("<", "little"), (">", "big")):
+        words = rng.integers(0, 65536, (24, 19, 4)).astype(order + "u2")
+        words[:14, :, 3] = rgba[:14, :, 3].astype(int) * 256 + 255 - rgba[:14, :, 3]
+        packed = zlib.compress(words.tobytes())
+        decode(f"premultiplied16_{name}.tiff", tiff((19, 24), [16] * 4, 2, [packed], DEFLATE, order, t338=[1]))
+    # Straight alpha, and a fourth channel that is none, are left alone.
+    decode("straight.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[2]))
+    decode("fourth_channel.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[0]))
+    words = rng.integers(0, 600, (9, 11)).astype("<u2")
+    words[0] = [0, 1, 254, 255, 256, 65535, 65534, 65281, 65280, 32768, 300]
+    decode("white_is_zero16.tiff", tiff((11, 9), [16], 0, [words.tobytes()]))
+    decode("white_is_zero16_deflate.tiff", tiff((11, 9), [16], 0, [zlib.compress(words.tobytes())], DEFLATE))
+    decode("white_is_zero.tiff", tiff((19, 24), [8], 0, [rgba[:, :, 0].tobytes()]))
+    for bits in (1, 2, 4, 8):
+        row_bytes = -(-19 * bits // 8)
+        gray = rng.integers(0, 256, 24 * row_bytes, dtype=np.uint8).tobytes()
+        decode(f"reversed_gray{bits}.tiff", tiff((19, 24), [bits], 1, [gray], t266=[2]))
+    packed = reversed_bits(zlib.compress(rgba[:, :, :3].tobytes()))
+    decode("reversed_deflate.tiff", tiff((19, 24), [8] * 3, 2, [packed], DEFLATE, t266=[2]))
+    decode("reversed_rgb.tiff", tiff((19, 24), [8] * 3, 2, [rgba[:, :, :3].tobytes()], t266=[2]))
+    group4 = Image.open(io.BytesIO(saved(image.convert("1"), "TIFF", compression="group4")))
+    (start,), (length,) = group4.tag_v2[273], group4.tag_v2[279]
+    group4.fp.seek(start)
+    packed = reversed_bits(group4.fp.read(length))
+    photometric = group4.tag_v2[262]
+    decode("reversed_group4.tiff", tiff(image.size, [1], photometric, [packed], 4, t266=[2]))
+
+
 def tiffs(image, rgba):
     decode("raw.tiff", saved(image, "TIFF"))
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
@@ -205,6 +276,13 @@ def exifs():
     decode("exif6.webp", saved(small, "WEBP", lossless=True, exif=exif_of(6)), "apply")
     decode("exif8.tiff", saved(small, "TIFF", exif=exif_of(8)), "apply")
     decode("exif9.png", saved(small, "PNG", exif=exif_of(9)), "apply")
+    # Compressed: of others Pillow 13 turns some kinds into noise. They are turned whoever asks.
+    for orientation in range(1, 9):
+        file = saved(small, "TIFF", exif=exif_of(orientation), compression="tiff_lzw")
+        for exif in ("ignore", "apply"):
+            decode(f"exif{orientation}_lzw.tiff", file, exif)
+    gray = saved(small.convert("L"), "TIFF", exif=exif_of(6), compression="packbits")
+    decode("exif6_gray.tiff", gray, "ignore")
     xmps(small, blocks)
 
 
@@ -261,6 +339,10 @@ def xmps(small, blocks):
     }.items():
         decode(f"{name}.jpg", saved(blocks, "JPEG", subsampling=0, **options), "apply", lossy=True)
         decode(f"{name}.webp", saved(small, "WEBP", lossless=True, **options), "apply")
+    packed = [zlib.compress(small.tobytes())]
+    decode("xmp6.tiff", tiff(small.size, [8] * 3, 2, packed, DEFLATE, t700=packet(6)), "ignore")
+    decode("xmp6_beside_1.tiff", tiff(small.size, [8] * 3, 2, packed, DEFLATE, t700=packet(6), t274=[1]), "ignore")
+    decode("xmp6_beside_9.tiff", tiff(small.size, [8] * 3, 2, packed, DEFLATE, t700=packet(6), t274=[9]), "ignore")
 
 
 def exif_of(orientation):
@@ -391,6 +473,7 @@ def main():
     webps(image, rgba)
     bmps(image, rgba)
     tiffs(image, rgba)
+    tiffs_by_hand(image)
     jpegs(image)
     exifs()
     scaled()
