@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    Change, DerivedSpec, HeadId, HeadOrigin, HeadSource, LoadError, ModelDirectory, RegistryError,
+    Change, DerivedSpec, HeadDeclaration, HeadId, HeadOrigin, HeadSource, LoadError, ModelDirectory,
     load::DeclaredFile,
     manifest::{Manifest, ManifestSeries, ManifestVersion},
 };
-use crate::heads::Settings;
+use crate::heads::{Settings, SettingsError};
 
 /// What is to be served: what was served before, and as a new version each head whose declaration is new. Also says what of
 /// it is new, if anything is.
@@ -16,7 +16,7 @@ pub(super) fn declare(
     files: &BTreeMap<String, DeclaredFile>,
     previous: Option<&Manifest>,
 ) -> Result<(Manifest, Option<Change>), LoadError> {
-    let mut manifest = previous.cloned().unwrap_or_else(|| Manifest {
+    let manifest = previous.cloned().unwrap_or_else(|| Manifest {
         model: directory.name.clone(),
         generation: 0,
         parent: None,
@@ -29,36 +29,10 @@ pub(super) fn declare(
         previous_defaults: Vec::new(),
         heads: BTreeMap::new(),
     });
-    let mut published = Vec::new();
-    let mut declarations: HashMap<&str, String> = HashMap::new();
-    // A base comes before what derives from it; whatever is left after a round without progress derives from itself.
-    let mut waiting: Vec<&String> = directory.heads.keys().collect();
-    while !waiting.is_empty() {
-        let n_before = waiting.len();
-        let mut failed = None;
-        waiting.retain(|name| match declare_one(directory, name, files, &mut declarations, &mut manifest) {
-            Ok(Declared::Waits) => true,
-            Ok(Declared::Known) => false,
-            Ok(Declared::New(id)) => {
-                published.push(id);
-                false
-            }
-            Err(error) => {
-                failed.get_or_insert(error);
-                true
-            }
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if let (true, Some(head)) = (waiting.len() == n_before, waiting.first()) {
-            return Err(LoadError::Circle { head: (*head).clone() });
-        }
-    }
-    if manifest.declared_default != directory.default_head {
-        manifest.declared_default.clone_from(&directory.default_head);
-        manifest.default = latest(&manifest, &directory.default_head);
-    }
+    let mut declaring = Declaring { directory, files, manifest, texts: HashMap::new(), published: Vec::new() };
+    declaring.heads()?;
+    declaring.default_head()?;
+    let Declaring { mut manifest, published, .. } = declaring;
     let before = previous.map(|previous| previous.default.clone());
     if published.is_empty()
         && previous.is_some_and(|previous| {
@@ -74,66 +48,120 @@ pub(super) fn declare(
     Ok((manifest, Some(Change::Imported { published, before, after })))
 }
 
-/// What became of a declaration.
-enum Declared {
-    /// Its base has not been declared yet.
-    Waits,
-    /// It is the same as the last time.
-    Known,
-    /// It is a new version.
-    New(HeadId),
-}
-
-/// Declares one head in `manifest`.
-fn declare_one<'a>(
+/// A manifest to which a model directory is added.
+struct Declaring<'a> {
     directory: &'a ModelDirectory,
-    name: &'a str,
-    files: &BTreeMap<String, DeclaredFile>,
-    declarations: &mut HashMap<&'a str, String>,
-    manifest: &mut Manifest,
-) -> Result<Declared, LoadError> {
-    let Some(declaration) = directory.heads.get(name) else { return Ok(Declared::Known) };
-    let wanted = &declaration.settings;
-    let head_error = |source: RegistryError| LoadError::Head { head: name.to_owned(), version: 1, source };
-    let (source, declared, settings) = match &declaration.origin {
-        HeadOrigin::Derived { kind, base } => {
-            let Some(of_base) = declarations.get(base.as_str()) else { return Ok(Declared::Waits) };
-            let declared = format!("{kind} of {base} ({of_base}) {wanted:?}");
-            let initial = Settings::default_of(*kind).with(*wanted, *kind).map_err(|error| head_error(error.into()))?;
-            let spec = DerivedSpec { kind: *kind, base: latest(manifest, base), initial };
-            (HeadSource::Derived(spec), declared, initial)
-        }
-        HeadOrigin::File(_) | HeadOrigin::Classifier => {
-            let Some(file) = files.get(name) else { return Ok(Declared::Known) };
-            let digest = file.parsed.digest.to_hex();
-            let head = &file.parsed.head;
-            let settings =
-                head.initial_settings().with(*wanted, head.kind()).map_err(|error| head_error(error.into()))?;
-            (HeadSource::File(digest.clone()), format!("file {digest} {wanted:?}"), settings)
-        }
-    };
-    declarations.insert(name, declared.clone());
-    let was_latest = manifest.default == latest(manifest, name);
-    let series = manifest.heads.entry(name.to_owned()).or_insert_with(|| ManifestSeries {
-        declared: None,
-        next_version: 1,
-        versions: Vec::new(),
-    });
-    if series.declared.as_ref() == Some(&declared) {
-        return Ok(Declared::Known);
-    }
-    series.declared = Some(declared);
-    let version = series.next_version;
-    series.versions.push(ManifestVersion { version, source, settings });
-    series.next_version += 1;
-    // Whoever changes the file of the default head wants the new one to answer.
-    if was_latest {
-        manifest.default = latest(manifest, name);
-    }
-    Ok(Declared::New(HeadId { head: name.to_owned(), version }))
+    files: &'a BTreeMap<String, DeclaredFile>,
+    manifest: Manifest,
+    /// What is declared of each head that has been looked at.
+    texts: HashMap<&'a str, String>,
+    /// The new versions.
+    published: Vec<HeadId>,
 }
 
-fn latest(manifest: &Manifest, name: &str) -> HeadId {
-    let version = manifest.heads.get(name).and_then(|series| series.versions.last()).map_or(0, |last| last.version);
-    HeadId { head: name.to_owned(), version }
+impl<'a> Declaring<'a> {
+    /// A base comes before what derives from it; whatever is left after a round without progress derives from itself.
+    fn heads(&mut self) -> Result<(), LoadError> {
+        let mut waiting: Vec<&'a str> = self.directory.heads.keys().map(String::as_str).collect();
+        while let Some(&first) = waiting.first() {
+            let mut still_waiting = Vec::new();
+            for &name in &waiting {
+                if !self.head(name)? {
+                    still_waiting.push(name);
+                }
+            }
+            if still_waiting.len() == waiting.len() {
+                return Err(LoadError::Circle { head: first.to_owned() });
+            }
+            waiting = still_waiting;
+        }
+        Ok(())
+    }
+
+    /// Declares one head; `false` while its base is not declared.
+    fn head(&mut self, name: &'a str) -> Result<bool, LoadError> {
+        let Some(text) = self.text(name) else { return Ok(false) };
+        let declared = self.manifest.declared(name);
+        let series = self.manifest.heads.get_mut(name).filter(|series| series.declared.as_ref() == Some(&text));
+        self.texts.insert(name, text);
+        if let Some(series) = series {
+            // Of a state in which it does not stand yet.
+            series.declared_version = series.declared_version.or(declared.map(|id| id.version));
+            return Ok(true);
+        }
+        let published = self.publish(name)?;
+        // Whoever changes the file of the default head wants the new one to answer.
+        if declared.as_ref() == Some(&self.manifest.default) {
+            self.manifest.default = published;
+        }
+        Ok(true)
+    }
+
+    /// A changed default is activated.
+    fn default_head(&mut self) -> Result<(), LoadError> {
+        let name = &self.directory.default_head;
+        if self.manifest.declared_default != *name {
+            self.manifest.declared_default.clone_from(name);
+            self.manifest.default = self.declared(name)?;
+        }
+        Ok(())
+    }
+
+    /// The version that the declaration of a head has made: the latest may be somebody else's. One that was deleted, and is
+    /// needed now, is published again.
+    fn declared(&mut self, name: &str) -> Result<HeadId, LoadError> {
+        self.manifest.declared(name).map_or_else(|| self.publish(name), Ok)
+    }
+
+    /// Makes the next version of what is declared.
+    fn publish(&mut self, name: &str) -> Result<HeadId, LoadError> {
+        let (source, settings) = self.source(name)?;
+        let series = self
+            .manifest
+            .heads
+            .entry(name.to_owned())
+            .or_insert_with(|| ManifestSeries { next_version: 1, ..ManifestSeries::default() });
+        let version = series.next_version;
+        series.versions.push(ManifestVersion { version, source, settings });
+        series.next_version += 1;
+        series.declared = self.texts.get(name).cloned();
+        series.declared_version = Some(version);
+        let id = HeadId { head: name.to_owned(), version };
+        self.published.push(id.clone());
+        Ok(id)
+    }
+
+    /// What is declared of a head, to be compared with the last time; `None` while its base is not declared.
+    fn text(&self, name: &str) -> Option<String> {
+        let HeadDeclaration { origin, settings } = self.directory.heads.get(name)?;
+        match origin {
+            HeadOrigin::Derived { kind, base } => {
+                let of_base = self.texts.get(base.as_str())?;
+                Some(format!("{kind} of {base} ({of_base}) {settings:?}"))
+            }
+            HeadOrigin::File(_) | HeadOrigin::Classifier => {
+                Some(format!("file {} {settings:?}", self.files.get(name)?.parsed.digest.to_hex()))
+            }
+        }
+    }
+
+    /// Where a version of a declared head comes from, and the settings that it starts with.
+    fn source(&mut self, name: &str) -> Result<(HeadSource, Settings), LoadError> {
+        let head_error =
+            |error: SettingsError| LoadError::Head { head: name.to_owned(), version: 1, source: error.into() };
+        let circle = || LoadError::Circle { head: name.to_owned() };
+        let HeadDeclaration { origin, settings } = self.directory.heads.get(name).ok_or_else(circle)?;
+        match origin {
+            HeadOrigin::Derived { kind, base } => {
+                let initial = Settings::default_of(*kind).with(*settings, *kind).map_err(head_error)?;
+                let spec = DerivedSpec { kind: *kind, base: self.declared(base)?, initial };
+                Ok((HeadSource::Derived(spec), initial))
+            }
+            HeadOrigin::File(_) | HeadOrigin::Classifier => {
+                let file = &self.files.get(name).ok_or_else(circle)?.parsed;
+                let settings = file.head.initial_settings().with(*settings, file.head.kind()).map_err(head_error)?;
+                Ok((HeadSource::File(file.digest.to_hex()), settings))
+            }
+        }
+    }
 }

@@ -60,7 +60,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
     let head = Head::new(HeadKind::TauNorm, parameters, None);
     let id = HeadId { head: "tau".to_owned(), version: 1 };
     let head = builder.of_file(id.clone(), HeadFile { head, digest: Digest::of(b"a file") }, settings(1)).unwrap();
-    let series = Series { declared: None, next_version: 2, versions: vec![Arc::new(head)] };
+    let series = Series { declared: None, declared_version: None, next_version: 2, versions: vec![Arc::new(head)] };
     let state = ModelState {
         generation: 1,
         time: None,

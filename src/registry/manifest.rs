@@ -58,6 +58,9 @@ pub struct PreviousDefault {
 #[serde(deny_unknown_fields)]
 pub(super) struct ManifestSeries {
     pub(super) declared: Option<String>,
+    /// The version that this declaration made. Earlier states do not say it.
+    #[serde(default)]
+    pub(super) declared_version: Option<u32>,
     pub(super) next_version: u32,
     pub(super) versions: Vec<ManifestVersion>,
 }
@@ -118,6 +121,7 @@ impl Manifest {
             };
             let series = ManifestSeries {
                 declared: series.declared.clone(),
+                declared_version: series.declared_version,
                 next_version: series.next_version,
                 versions: series.versions.iter().map(version).collect(),
             };
@@ -210,6 +214,16 @@ impl Manifest {
             HeadSource::File(digest) => Some(digest.as_str()),
             HeadSource::Derived(_) => None,
         })
+    }
+
+    /// The version that the declaration of a head in the model directory made, unless it was deleted.
+    pub(super) fn declared(&self, name: &str) -> Option<HeadId> {
+        let ManifestSeries { declared, declared_version, versions, .. } = self.heads.get(name)?;
+        declared.as_ref()?;
+        // Where it does not stand, the latest is the best guess.
+        let version = declared_version.or(versions.last().map(|last| last.version))?;
+        let is_there = versions.iter().any(|found| found.version == version);
+        is_there.then(|| HeadId { head: name.to_owned(), version })
     }
 
     /// Its default, and how that was served.

@@ -9,7 +9,7 @@ use super::{
     HeadId, HeadSource, LoadError, ModelState, PublishedHead, RegistryError, Series,
     builder::HeadBuilder,
     load::DeclaredFile,
-    manifest::{Manifest, ManifestVersion},
+    manifest::{Manifest, ManifestSeries, ManifestVersion},
     store::ModelStore,
 };
 use crate::heads::HeadFile;
@@ -62,8 +62,8 @@ pub(super) fn restore(
             .heads
             .iter()
             .map(|(name, series)| {
-                let (declared, next_version) = (series.declared.clone(), series.next_version);
-                (name.clone(), Series { declared, next_version, versions: Vec::new() })
+                let ManifestSeries { declared, declared_version, next_version, .. } = series.clone();
+                (name.clone(), Series { declared, declared_version, next_version, versions: Vec::new() })
             })
             .collect(),
     };

@@ -68,6 +68,8 @@ pub struct Series {
     /// The digest of what the model directory declared when it was last looked at. A declaration that differs from it
     /// becomes the next version; one that does not is left alone, also if its version was deleted.
     pub declared: Option<String>,
+    /// The version that this declaration made. It may have been deleted.
+    pub declared_version: Option<u32>,
     /// The version that the next one gets. Versions are never given twice.
     pub next_version: u32,
     /// In ascending order.

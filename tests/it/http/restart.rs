@@ -89,6 +89,56 @@ async fn a_changed_model_directory_gives_new_versions_and_leaves_the_old_ones() 
     }
 }
 
+/// What a model directory means by the name of a head is what it declares, and neither what was published beside that nor
+/// nothing because that was deleted.
+#[tokio::test]
+async fn a_model_directory_means_the_heads_that_it_declares() {
+    let copy = copy_of_icons30();
+    let setup = Setup::new().models(&[copy.path()]);
+    let app = setup.start();
+    // A head that nothing can be derived from, and one that nobody has activated.
+    let ncm = std::fs::read(copy.path().join("heads/ncm.safetensors")).unwrap();
+    assert_eq!(app.put_head("joint", ncm).await.expect(201).json()["version"], 2);
+    app.delete_head("crt").await.expect(204);
+    app.delete_head("lws").await.expect(204);
+    app.shutdown();
+    let toml = std::fs::read_to_string(copy.path().join("model.toml")).unwrap();
+    let write = |toml: &str| std::fs::write(copy.path().join("model.toml"), toml).unwrap();
+    let toml = toml.replace("tau = 0.6", "tau = 0.7");
+    assert!(toml.contains("tau = 0.7"));
+    let more = "[heads.more]\nkind = \"tau_norm\"\nbase = \"crt\"\n";
+    write(&format!("{toml}{more}"));
+    for _ in 0..2 {
+        let app = setup.start();
+        let list = heads(&app).await;
+        let newest = |head: &str| {
+            let view = list["heads"].as_array().unwrap().iter().find(|view| view["head"] == head).unwrap();
+            view["versions"].as_array().unwrap().last().unwrap().clone()
+        };
+        let (tau, more) = (newest("tau"), newest("more"));
+        assert_eq!((&tau["version"], &tau["base"]), (&json!(2), &json!({ "head": "joint", "version": 1 })));
+        assert_eq!((&more["version"], &more["base"]), (&json!(1), &json!({ "head": "crt", "version": 2 })));
+        app.classify_features("?head=tau@1,tau@2,more,crt@2", &feature_rows(1)).await.expect(200);
+        app.shutdown();
+    }
+    // A default that was deleted is published again, and the file of the default gives the default.
+    write(&format!("{}{more}", toml.replace("default = \"joint\"", "default = \"lws\"")));
+    let app = setup.start();
+    assert_eq!(heads(&app).await["default"], json!({ "head": "lws", "version": 2 }));
+    app.activate(json!({ "head": "joint", "version": 1 })).await.expect(200);
+    app.shutdown();
+    std::fs::write(copy.path().join("heads/joint.safetensors"), head_file(9, None)).unwrap();
+    let app = setup.start();
+    assert_eq!(heads(&app).await["default"], json!({ "head": "joint", "version": 3 }));
+    // What was published beside it and activated stays the default.
+    app.put_head("joint", head_file(8, None)).await.expect(201);
+    app.activate(json!({ "head": "joint", "version": 4 })).await.expect(200);
+    app.shutdown();
+    std::fs::write(copy.path().join("heads/joint.safetensors"), head_file(7, None)).unwrap();
+    let app = setup.start();
+    assert_eq!(heads(&app).await["default"], json!({ "head": "joint", "version": 4 }));
+}
+
 /// The only file of a folder of the state directory whose content is `bytes`, or the newest by name.
 pub(super) fn file_of(setup: &Setup, folder: &str, content: Option<&[u8]>) -> PathBuf {
     let folder = setup.state.path().join("models/icons30").join(folder);
