@@ -28,6 +28,7 @@ pub(super) fn declare(
         declared_default: String::new(),
         previous_defaults: Vec::new(),
         heads: BTreeMap::new(),
+        made_for: None,
     });
     let mut declaring = Declaring { directory, files, manifest, texts: HashMap::new(), published: Vec::new() };
     declaring.heads()?;

@@ -68,6 +68,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
         declared_default: "tau".to_owned(),
         previous_defaults: Vec::new(),
         heads: [("tau".to_owned(), series)].into(),
+        made_for: None,
     };
     let change = Change::Imported { published: Vec::new(), before: None, after: id };
     // Of several that start on one store, one writes it.

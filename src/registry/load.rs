@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    DirectoryError, FeatureSetQuota, HeadOrigin, Model, ModelDirectory, RegistryError, StateDir, StateError,
+    DirectoryError, FeatureSetQuota, HeadOrigin, Model, ModelDigests, ModelDirectory, RegistryError, StateDir,
+    StateError,
     backbone::{BackboneSource, load_backbones, warm_up},
     builder::HeadBuilder,
     model::Writer,
@@ -136,6 +137,21 @@ pub enum LoadError {
         /// Why.
         source: RegistryError,
     },
+    /// A head of the state that cannot be served by what the model directory is now.
+    #[error(
+        "head `{head}` version {version} in {state}: {source}. If the model directory has become another model, give it \
+         another name in model.toml, or move {state} away: then it starts without what was published"
+    )]
+    OfAnother {
+        /// The head.
+        head: String,
+        /// Its version.
+        version: u32,
+        /// The folder of the state.
+        state: String,
+        /// Why.
+        source: Box<RegistryError>,
+    },
     /// Heads that derive from each other in a circle.
     #[error("head `{head}` derives from itself")]
     Circle {
@@ -200,8 +216,9 @@ pub fn load_model_with(
         metrics: Arc::clone(&options.metrics),
         pools: HashMap::new().into(),
     };
+    let digests = store.as_ref().map(|_| digests_of(directory)).transpose()?;
     let Started { state, highest, id, damaged } =
-        Start { directory, files: &files, builder: &builder, store: store.as_ref() }.run()?;
+        Start { directory, files: &files, builder: &builder, digests, store: store.as_ref() }.run()?;
     let replica = Replica::new(options.metrics.of_state(&directory.name), damaged);
 
     let model_metrics = options.metrics.of_model(&directory.name);
@@ -231,6 +248,11 @@ pub fn load_model_with(
     };
     model.observe(None, &model.state());
     Ok(model)
+}
+
+fn digests_of(directory: &ModelDirectory) -> Result<ModelDigests, LoadError> {
+    let labels = Digest::of(directory.labels.join("\n").as_bytes()).to_hex();
+    Ok(ModelDigests { labels, backbone: Digest::of(&read(&directory.backbone)?).to_hex() })
 }
 
 /// A head file of the directory, or one made of a classifier's last layer.

@@ -38,6 +38,19 @@ pub(super) struct Manifest {
     /// What a rollback goes back to, the last one first to be taken.
     pub(super) previous_defaults: Vec<PreviousDefault>,
     pub(super) heads: BTreeMap<String, ManifestSeries>,
+    /// What its heads were made for. Earlier states do not say it.
+    #[serde(default)]
+    pub(super) made_for: Option<ModelDigests>,
+}
+
+/// What the heads of a model are made for, and is no part of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelDigests {
+    /// The SHA-256 of the names of the classes, one a line, in hexadecimal.
+    pub labels: String,
+    /// That of the backbone's file.
+    pub backbone: String,
 }
 
 /// A version that was the default, and how it was served then.
@@ -140,6 +153,7 @@ impl Manifest {
             declared_default: state.declared_default.clone(),
             previous_defaults: state.previous_defaults.clone(),
             heads: heads.collect(),
+            made_for: state.made_for.clone(),
         }
     }
 
@@ -179,6 +193,7 @@ impl Manifest {
                     declared_default: read.declared_default,
                     previous_defaults: Vec::new(),
                     heads: read.heads,
+                    made_for: None,
                 }
             }
             other => {

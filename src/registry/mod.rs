@@ -53,7 +53,7 @@ pub use fit_files::FitFiles;
 pub use gc::{Gc, GcOptions, GcReport};
 pub use history::{AuditCursor, AuditPage, audit};
 pub use load::{LoadError, LoadOptions, load_model, load_model_with};
-pub use manifest::PreviousDefault;
+pub use manifest::{ModelDigests, PreviousDefault};
 pub use model::{Changed, Model};
 pub use replica::Poller;
 pub use state::{DerivedSpec, HeadId, HeadSource, ModelState, PublishedHead, Series};

@@ -66,6 +66,7 @@ pub(super) fn restore(
                 (name.clone(), Series { declared, declared_version, next_version, versions: Vec::new() })
             })
             .collect(),
+        made_for: manifest.made_for.clone(),
     };
     let mut waiting: Vec<(HeadId, &ManifestVersion)> = manifest
         .heads

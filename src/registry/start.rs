@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Author, Change, LoadError, ModelDirectory, ModelState, StateError,
+    Author, Change, LoadError, ModelDigests, ModelDirectory, ModelState, RegistryError, StateError,
     builder::HeadBuilder,
     declare::declare,
     edit::now,
@@ -26,6 +26,8 @@ pub(super) struct Start<'a> {
     pub(super) directory: &'a ModelDirectory,
     pub(super) files: &'a BTreeMap<String, DeclaredFile>,
     pub(super) builder: &'a HeadBuilder,
+    /// Of the directory, if they are to be written down.
+    pub(super) digests: Option<ModelDigests>,
     pub(super) store: Option<&'a ModelStore>,
 }
 
@@ -119,11 +121,12 @@ impl Start<'_> {
                 "generation {newest} of model `{model}` is damaged or has damaged files: serving generation {served}"
             );
         }
+        let mut id = previous.as_ref().and_then(|previous| previous.id.clone());
         // Alone, a server goes on after what is damaged. With others it waits until that is whole again or removed: what it
         // cannot read, they may have promised.
-        let mut id = previous.as_ref().and_then(|previous| previous.id.clone());
         let mut highest = if store.is_shared { served } else { newest };
         if let Some(previous) = &previous {
+            self.compare(previous, store);
             self.mend(store, previous, damage)?;
         }
         if let Some(change) = change {
@@ -191,9 +194,41 @@ impl Start<'_> {
 
     /// What the model directory makes of a generation, or of none.
     fn found(&self, previous: Option<Manifest>, sources: &Sources<'_>) -> Result<Found, LoadError> {
-        let (next, change) = declare(self.directory, self.files, previous.as_ref())?;
-        let state = restore(&next, self.builder, sources)?;
+        let (mut next, change) = declare(self.directory, self.files, previous.as_ref())?;
+        next.made_for.clone_from(&self.digests);
+        let is_old = |head: &str, version: u32| {
+            let series = previous.as_ref().and_then(|previous| previous.heads.get(head));
+            series.is_some_and(|series| series.versions.iter().any(|found| found.version == version))
+        };
+        let state = restore(&next, self.builder, sources).map_err(|error| match (error, sources.store) {
+            (LoadError::Head { head, version, source: source @ RegistryError::Incompatible { .. } }, Some(store))
+                if is_old(&head, version) =>
+            {
+                let state = store.objects.name(&store.folder);
+                LoadError::OfAnother { head, version, state, source: Box::new(source) }
+            }
+            (error, _) => error,
+        })?;
         Ok(Found { previous, next, change, state })
+    }
+
+    /// Says that heads were published for other classes, or for another backbone: it cannot be told from them.
+    fn compare(&self, previous: &Manifest, store: &ModelStore) {
+        let (Some(then), Some(now)) = (&previous.made_for, &self.digests) else { return };
+        let changed = match (then.labels == now.labels, then.backbone == now.backbone) {
+            (true, true) => return,
+            (false, true) => "classes",
+            (true, false) => "backbone",
+            (false, false) => "classes and the backbone",
+        };
+        let (model, state) = (self.directory.name.as_str(), store.objects.name(&store.folder));
+        tracing::warn!(
+            model,
+            state,
+            "the {changed} of model `{model}` have changed since its state was written: heads that were published before \
+             are served as if they were made for these. If they were not, give the model another name in model.toml, or \
+             move {state} away"
+        );
     }
 
     /// Fills in what format 1 did not write down: the defaults before the present one.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PreviousDefault, RegistryError};
+use super::{ModelDigests, PreviousDefault, RegistryError};
 use crate::{
     batcher::ScorerPool,
     heads::{Head, HeadKind, Scoring, Settings},
@@ -91,6 +91,8 @@ pub struct ModelState {
     pub previous_defaults: Vec<PreviousDefault>,
     /// The heads by name.
     pub heads: BTreeMap<String, Series>,
+    /// What they are made for; not known of a model without a state directory.
+    pub made_for: Option<ModelDigests>,
 }
 
 impl ModelState {

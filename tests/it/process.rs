@@ -469,3 +469,29 @@ async fn a_model_that_cannot_be_read_to_its_end_does_not_hold_the_end_of_the_pro
     let (ended_well, log) = process.terminate().await;
     assert!(ended_well, "{log}");
 }
+
+#[tokio::test]
+async fn classes_that_have_another_order_than_the_heads_of_the_state_are_warned_of() {
+    let (model, state) = (copy_of_icons30(), Arc::new(TempDir::new().unwrap()));
+    let log = async || {
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_equipoise"));
+        serve.arg("serve").arg(model.path()).args(["--device", "cpu", "--log", "info"]);
+        let process = Process::begin(serve, Arc::clone(&state));
+        guard("ready", async { while process.get("/readyz").await.status != 200 {} }).await;
+        process.terminate().await.1
+    };
+    for _ in 0..2 {
+        assert!(!log().await.contains("since its state was written"));
+    }
+    let labels = model.path().join("labels.txt");
+    let text = std::fs::read_to_string(&labels).unwrap();
+    let reversed: Vec<&str> = text.lines().rev().collect();
+    std::fs::write(&labels, reversed.join("\n")).unwrap();
+    let log = log().await;
+    assert_eq!(
+        log.matches("the classes of model `icons30` have changed since its state was written").count(),
+        1,
+        "{log}"
+    );
+    assert!(log.contains(state.path().join("models/icons30").to_str().unwrap()), "{log}");
+}

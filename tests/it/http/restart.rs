@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
 use serde_json::json;
 
-use super::{feature_rows, head_file};
+use super::{feature_rows, head_file, head_file_of};
 use crate::app::{Setup, TOKEN, TestApp, copy_of_icons30, send};
 
 async fn heads(app: &TestApp) -> serde_json::Value {
@@ -137,6 +137,27 @@ async fn a_model_directory_means_the_heads_that_it_declares() {
     std::fs::write(copy.path().join("heads/joint.safetensors"), head_file(7, None)).unwrap();
     let app = setup.start();
     assert_eq!(heads(&app).await["default"], json!({ "head": "joint", "version": 4 }));
+}
+
+#[tokio::test]
+async fn a_model_that_has_become_another_is_told_the_ways_out() {
+    let copy = copy_of_icons30();
+    let setup = Setup::new().models(&[copy.path()]);
+    setup.start().shutdown();
+    // One class more, with a head that fits it.
+    let labels = std::fs::read_to_string(copy.path().join("labels.txt")).unwrap();
+    std::fs::write(copy.path().join("labels.txt"), labels.trim_end().to_owned() + "\nmore\n").unwrap();
+    std::fs::write(copy.path().join("heads/joint.safetensors"), head_file_of(31, 96, 1, None)).unwrap();
+    let toml = std::fs::read_to_string(copy.path().join("model.toml")).unwrap();
+    let (before, _) = toml.split_once("[heads.crt]").unwrap();
+    std::fs::write(copy.path().join("model.toml"), before.replace("train_counts = \"train_counts.csv\"\n", ""))
+        .unwrap();
+    let error = load_error(&setup);
+    let state = setup.state.path().join("models/icons30");
+    assert!(error.contains("30 classes") && error.contains("another name in model.toml"), "{error}");
+    assert!(error.contains(&format!("move {} away", state.display())), "{error}");
+    std::fs::remove_dir_all(state).unwrap();
+    setup.start().shutdown();
 }
 
 /// The only file of a folder of the state directory whose content is `bytes`, or the newest by name.
