@@ -27,7 +27,26 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileUnreadable> {
     fs::read(path).map_err(FileUnreadable::of(path))
 }
 
-/// Its text.
+/// Its text, without the byte-order mark that some editors put in front of it.
 pub(crate) fn read_text(path: &Path) -> Result<String, FileUnreadable> {
-    fs::read_to_string(path).map_err(FileUnreadable::of(path))
+    let text = fs::read_to_string(path).map_err(FileUnreadable::of(path))?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_byte_order_mark_in_front_is_no_part_of_the_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        for (written, read) in [("\u{feff}a\n", "a\n"), ("a\u{feff}", "a\u{feff}"), ("\u{feff}", ""), ("", "")] {
+            fs::write(&path, written).unwrap();
+            assert_eq!(read_text(&path).unwrap(), read);
+        }
+    }
 }

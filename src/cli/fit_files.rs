@@ -12,6 +12,7 @@ use anyhow::Context;
 use super::labelled_files::shown;
 use crate::{
     dataset::{Expected, FeatureSet, FeatureSetError, Shot, parse_train_counts},
+    files::read_text,
     heads::{Head, HeadFile},
 };
 
@@ -91,7 +92,7 @@ pub(super) fn read_head(path: &Path) -> anyhow::Result<Head> {
 
 /// Reads a table of training counts; without `num_classes` its lines make their number.
 pub(super) fn read_train_counts(path: &Path, num_classes: Option<usize>) -> anyhow::Result<Vec<u64>> {
-    let text = fs::read_to_string(path).with_context(|| shown(path))?;
+    let text = read_text(path)?;
     let n_lines = text.lines().filter(|line| !line.trim().is_empty()).count();
     let num_classes = num_classes.unwrap_or(n_lines.saturating_sub(1));
     parse_train_counts(&text, num_classes).with_context(|| shown(path))

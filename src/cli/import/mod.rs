@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     dataset::parse_train_counts,
+    files::read_text,
     onnx::{self, CutProof, cut_classifier, prove_cut},
     preprocess::{DecodeLimits, Preprocessor},
     registry::{classifier_head_file, is_valid_name, read_labels},
@@ -184,7 +185,7 @@ fn train_counts(
         assumed.add("train counts", "unknown, and so is every class's shot (--train-counts)");
         return Ok(None);
     };
-    let text = fs::read_to_string(file).with_context(|| shown(file))?;
+    let text = read_text(file)?;
     let counts = parse_train_counts(&text, num_classes).with_context(|| shown(file))?;
     if counts.iter().all(|&count| count == 0) {
         bail!("{}: every count is 0, so no class could be predicted", shown(file));

@@ -55,7 +55,8 @@ fn what_the_flags_say_is_in_the_directory() {
         fs::write(&file, text).expect("a file");
         path(&file)
     };
-    let labels = file("l.txt", "ant\nbee\ncat\ndog\nelk\n");
+    // As some editors write it: the mark is no part of the first label.
+    let labels = file("l.txt", "\u{feff}ant\nbee\ncat\ndog\nelk\n");
     let counts = file("c.csv", "class,count\n0,200\n1,100\n2,50\n3,20\n4,5\n");
     let model = path(&folder.path().join("new/model"));
     let said = prints(&[
@@ -85,6 +86,7 @@ fn what_the_flags_say_is_in_the_directory() {
         "apply",
     ]);
     assert!(!said.contains("assumed"), "{said}");
+    assert!(fs::read_to_string(Path::new(&model).join("labels.txt")).expect("it is there").starts_with("ant\n"));
     let seen = prints_json(&["inspect", &model, "--json"]);
     assert_eq!(seen["name"], "pets");
     let expected = serde_json::json!({
