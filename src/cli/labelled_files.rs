@@ -65,7 +65,8 @@ impl LabelledFiles {
         }
         paths.sort();
         for path in paths {
-            if fs::metadata(&path).with_context(|| shown(&path))?.is_dir() {
+            // What cannot be looked at, as a link to nothing, is a file that cannot be read.
+            if path.is_dir() {
                 self.descend(&path, if depth == 0 { &path } else { of_class }, depth + 1)?;
             } else if is_image(&path) {
                 self.folders.push(of_class.to_owned());
@@ -192,6 +193,23 @@ mod tests {
     fn a_name_is_a_label_first_and_then_an_index() {
         check(&["1/a.png", "0/a.png", "04/a.png"], &["."], Ok(&[("0/a.png", 0), ("04/a.png", 4), ("1/a.png", 2)]));
         check(&["5/a.png"], &["."], Err("5: this folder's name is neither a label"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_nothing_is_a_file_by_its_name() {
+        use std::os::unix::fs::symlink;
+        let root = folder_of(&["dog/a.png"]);
+        for name in ["b.png", "notes.txt", "circle"] {
+            symlink(if name == "circle" { name } else { "nothing" }, root.path().join("dog").join(name))
+                .expect("a link");
+        }
+        let found = LabelledFiles::find(&[root.path().to_owned()]).expect("files");
+        let names = |files: &[PathBuf]| -> Vec<String> {
+            files.iter().map(|file| file.file_name().expect("a name").to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(names(&found.files), ["a.png", "b.png"]);
+        assert_eq!(names(&found.left_out), ["circle", "notes.txt"]);
     }
 
     #[test]
