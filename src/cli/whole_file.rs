@@ -3,11 +3,11 @@
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Seek, Write},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
+use tempfile::NamedTempFile;
 
 use super::{failure::WrongUsage, labelled_files::shown};
 
@@ -53,18 +53,34 @@ pub(super) fn check_place(path: &Path) -> anyhow::Result<()> {
     if path.file_name().is_none() || path.is_dir() {
         bail!("{}: it is a folder, and a file is to be written", shown(path));
     }
-    if let Target::File(file) = Target::of(path).with_context(|| shown(path))?
-        && !folder_of(&file).is_dir()
-    {
+    let Target::File(file) = Target::of(path).with_context(|| shown(path))? else { return Ok(()) };
+    if !folder_of(&file).is_dir() {
         bail!("{}: there is no folder {}", shown(path), shown(folder_of(&file)));
     }
-    Ok(())
+    // It is gone again at once.
+    let made = temporary_beside(&file).map(drop);
+    made.with_context(|| format!("{}: no file can be made in {}", shown(path), shown(folder_of(&file))))
+}
+
+/// A file in the folder of `path`, removed when dropped. However long the name of that is, its own is short.
+fn temporary_beside(path: &Path) -> io::Result<NamedTempFile<File>> {
+    let mut builder = tempfile::Builder::new();
+    // With the permissions that any new file has, and not readable by its owner alone.
+    builder.prefix(".equipoise-").suffix(".tmp").make_in(folder_of(path), |path| File::create_new(path))
 }
 
 /// Whether `path` is standard output by another name: nothing else is then to be written there.
+#[cfg(unix)]
 pub(super) fn is_standard_output(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
     let place = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     place(path).is_some_and(|found| Some(found) == place(Path::new("/dev/stdout")))
+}
+
+/// Whether `path` is standard output by another name: it has none here.
+#[cfg(not(unix))]
+pub(super) fn is_standard_output(_path: &Path) -> bool {
+    false
 }
 
 /// Writes what `write` writes to `path`: beside it first, then renamed. After a failure `path` is what it was. Pipes and
@@ -81,15 +97,12 @@ pub(super) fn write_whole(
 }
 
 fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Temporary(folder_of(path).join(name));
-    let mut file = BufWriter::new(File::create(&temporary.0)?);
+    let (file, temporary) = temporary_beside(path)?.into_parts();
+    let mut file = BufWriter::new(file);
     write(&mut file)?;
     file.flush()?;
     file.get_ref().sync_data()?;
-    fs::rename(&temporary.0, path)
+    Ok(temporary.persist(path)?)
 }
 
 /// By way of a file without a name, because some formats go back to what they have written.
@@ -108,16 +121,6 @@ pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Removed when dropped, unless it has been renamed.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It is not there any more when all went well.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +137,36 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).expect("it is there"), b"old");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[test]
+    fn a_long_name_is_written_and_one_that_is_too_long_refused_before() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (long, longer) = (folder.path().join("n".repeat(250)), folder.path().join("n".repeat(300)));
+        check_place(&long).expect("a place");
+        write_whole(&long, |file| file.write_all(b"all")).expect("written");
+        assert_eq!(fs::read(&long).expect("it is there"), b"all");
+        assert!(check_place(&longer).is_err());
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_file_has_the_permissions_of_any() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [written, plain] = ["written", "plain"].map(|name| folder.path().join(name));
+        write_whole(&written, |file| file.write_all(b"")).expect("written");
+        fs::write(&plain, "").expect("written");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode();
+        assert_eq!(mode(&written), mode(&plain));
+    }
+
+    /// Nobody, however mighty, makes a file there.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_folder_in_which_no_file_can_be_made_is_no_place() {
+        assert!(check_place(Path::new("/sys/features.npz")).is_err());
     }
 
     #[cfg(unix)]
