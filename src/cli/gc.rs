@@ -2,7 +2,7 @@
 
 use std::{io::Write, num::NonZeroUsize, path::PathBuf};
 
-use clap::Args;
+use clap::{ArgAction, Args, builder::FalseyValueParser};
 
 use super::text::{count, printable};
 use crate::{
@@ -30,7 +30,7 @@ pub(super) struct GcOptions {
     keep_generations: NonZeroUsize,
 
     /// Only say what would be removed
-    #[arg(long, env = "EQUIPOISE_DRY_RUN")]
+    #[arg(long, env = "EQUIPOISE_DRY_RUN", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     dry_run: bool,
 }
 

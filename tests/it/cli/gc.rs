@@ -35,6 +35,8 @@ async fn old_generations_and_unnamed_head_files_go_and_the_audit_stays() {
     fails(&["gc", "--state-dir", &path(&state)], &["in use by another equipoise server"]);
     let would = gc(&["--dry-run", "--keep-generations", "3"]);
     assert!(would.contains("icons30: 10 files would be removed"), "{would}");
+    let mut twin = equipoise(&["gc", "--state-dir", &path(&state), "--keep-generations", "3"]);
+    assert_eq!(text(&twin.env("EQUIPOISE_DRY_RUN", "1").output().unwrap().stdout), would);
     app.shutdown();
     assert_eq!(files(&state, "blobs").len(), 6);
     assert_eq!(files(&state, "generations").len(), 13);
