@@ -128,6 +128,8 @@ pub fn new_token(name: &str, role: Role) -> io::Result<NewToken> {
 /// [`TokenFileError`]: the file cannot be read or written, or is wrong, or has this name already.
 pub fn append_token(path: &Path, block: &str) -> Result<(), TokenFileError> {
     let io_error = |source: io::Error| FileUnreadable { path: path.to_owned(), source };
+    // What no server takes makes no file.
+    parse(path, block.as_bytes())?;
     let mut options = std::fs::File::options();
     options.read(true).append(true).create(true);
     #[cfg(unix)]
@@ -217,6 +219,9 @@ mod tests {
         let tokens = parse(&path, &before).unwrap();
         assert_eq!(tokens.len(), 2);
         assert_eq!(tokens[0].digest, Digest::of(first.token.as_bytes()));
+        let fresh = folder.path().join("fresh.toml");
+        assert!(append_token(&fresh, &new_token(Author::SERVER, Role::Predict).unwrap().block).is_err());
+        assert!(!fresh.exists());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     access::{NewToken, Role, append_token, new_token},
-    registry::is_valid_name,
+    registry::{Author, is_valid_name},
 };
 
 /// Below the flags in the help.
@@ -43,6 +43,7 @@ pub(super) struct NewOptions {
 fn name(text: &str) -> Result<String, String> {
     match text {
         crate::access::ADMIN => Err("`admin` is the name of the token that every server has".to_owned()),
+        Author::SERVER => Err("`server` is what the audit calls the server itself".to_owned()),
         name if is_valid_name(name) => Ok(name.to_owned()),
         _ => {
             Err("a name has 1 to 64 of letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned())

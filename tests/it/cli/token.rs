@@ -40,6 +40,10 @@ fn with_a_file_the_token_alone_is_printed_and_the_block_appended() {
 fn names_and_roles_that_there_cannot_be_are_wrong_usage() {
     is_wrong_usage(&["token", "new", "--name", "a b", "--role", "predict"], "a name has 1 to 64");
     is_wrong_usage(&["token", "new", "--name", "admin", "--role", "predict"], "every server has");
+    let folder = tempfile::tempdir().unwrap();
+    let file = path(&folder.path().join("tokens.toml"));
+    is_wrong_usage(&["token", "new", "--name", "server", "--role", "predict", "--file", &file], "what the audit calls");
+    assert!(!std::path::Path::new(&file).exists());
     is_wrong_usage(&["token", "new", "--name", "a", "--role", "root"], "predict, operate or admin");
     is_wrong_usage(&["token", "new", "--role", "predict"], "--name");
     is_wrong_usage(&["token"], "new");
