@@ -24,6 +24,14 @@ pub enum ConfigError {
         /// Where it stands.
         place: String,
     },
+    /// A token that no request can bring.
+    #[error(
+        "the admin token in {place} has characters that no header can: only visible ASCII characters and spaces are taken"
+    )]
+    UnsendableToken {
+        /// Where it stands.
+        place: String,
+    },
     /// Something that says nothing by itself.
     #[error("`--{given}` needs `--{needed}` beside it")]
     Alone {
@@ -61,7 +69,12 @@ impl ConfigError {
     pub fn is_wrong_usage(&self) -> bool {
         match self {
             Self::Alone { .. } | Self::RateLimit { .. } | Self::InsecureAdmin { .. } => true,
-            Self::File(_) | Self::Toml { .. } | Self::EmptyToken { .. } | Self::NoModel | Self::NoStateDir => false,
+            Self::File(_)
+            | Self::Toml { .. }
+            | Self::EmptyToken { .. }
+            | Self::UnsendableToken { .. }
+            | Self::NoModel
+            | Self::NoStateDir => false,
         }
     }
 }

@@ -266,7 +266,9 @@ impl ServeOptions {
         // The command line parser has no way to read a variable without showing it as a flag.
         // A flag wins over it; a file that the configuration file names does not.
         if self.admin_token_file.is_none() {
-            self.admin_token = std::env::var("EQUIPOISE_ADMIN_TOKEN").ok().map(Secret);
+            // What is no text is refused like any other text that cannot be sent.
+            let given = std::env::var_os("EQUIPOISE_ADMIN_TOKEN");
+            self.admin_token = given.map(|token| Secret(token.to_string_lossy().into_owned()));
         }
         let Some(path) = self.config.clone() else { return Ok(self) };
         let text = read_text(&path)?;

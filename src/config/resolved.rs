@@ -131,8 +131,8 @@ impl ServeOptions {
     /// [`ConfigError`] if a default cannot be found, the token file cannot be read, or options do not go together.
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let admin_token = match (&self.admin_token, &self.admin_token_file) {
-            (Some(Secret(token)), _) => AdminToken::Given(not_empty(token, "EQUIPOISE_ADMIN_TOKEN")?),
-            (None, Some(path)) => AdminToken::Given(not_empty(&read_text(path)?, &path.display().to_string())?),
+            (Some(Secret(token)), _) => AdminToken::Given(sendable(token, "EQUIPOISE_ADMIN_TOKEN")?),
+            (None, Some(path)) => AdminToken::Given(sendable(&read_text(path)?, &path.display().to_string())?),
             (None, None) => AdminToken::Kept,
         };
         let listen = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8000)));
@@ -221,9 +221,14 @@ pub(crate) fn default_state_dir() -> Option<PathBuf> {
     base.map(|base| base.join("equipoise"))
 }
 
-fn not_empty(token: &str, place: &str) -> Result<String, ConfigError> {
+/// A token as it can stand in a header.
+fn sendable(token: &str, place: &str) -> Result<String, ConfigError> {
+    let place = || place.to_owned();
     match token.trim() {
-        "" => Err(ConfigError::EmptyToken { place: place.to_owned() }),
+        "" => Err(ConfigError::EmptyToken { place: place() }),
+        token if !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
+            Err(ConfigError::UnsendableToken { place: place() })
+        }
         token => Ok(token.to_owned()),
     }
 }
@@ -260,6 +265,28 @@ mod tests {
         let config = of(flags);
         assert_eq!((config.require_auth, config.trust_forwarded_for), (false, 0));
         assert_eq!(config.rate_limit, Some(RateLimit { images_per_second: 0.1, burst: 1 }));
+    }
+
+    #[test]
+    fn a_token_that_no_header_can_bring_is_refused_wherever_it_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let (models, state_dir) = (vec!["m".into()], Some("s".into()));
+        let base = ServeOptions { models, state_dir, ..ServeOptions::default() };
+        let of_file = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            ServeOptions { admin_token_file: Some(path.clone()), ..base.clone() }
+                .resolve()
+                .map(|config| config.admin_token)
+        };
+        assert!(of_file("\u{feff}ab ~\r\n".as_bytes()).unwrap() == AdminToken::Given("ab ~".to_owned()));
+        for token in ["pässword", "a\tb", "a\nb", "a\u{7f}"] {
+            let refused = of_file(token.as_bytes()).err();
+            assert!(matches!(refused, Some(ConfigError::UnsendableToken { .. })), "{token:?}");
+            let given = ServeOptions { admin_token: Some(Secret(token.to_owned())), ..base.clone() };
+            let refused = given.resolve().err().unwrap().to_string();
+            assert!(refused.contains("EQUIPOISE_ADMIN_TOKEN") && !refused.contains(token), "{refused}");
+        }
     }
 
     #[test]

@@ -30,7 +30,11 @@ use super::{
     manifest::{Manifest, ManifestError},
     objects::{Listed, Objects, folder_of_url},
 };
-use crate::{heads::Digest, metrics::FeatureSetMetrics};
+use crate::{
+    files::{FileUnreadable, read_text},
+    heads::Digest,
+    metrics::FeatureSetMetrics,
+};
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StateError + '_ {
     move |source| StateError::Io { path: path.to_owned(), source }
@@ -106,15 +110,18 @@ impl StateDir {
     /// The admin token that is kept here; made now, readable by its owner alone, if there is none. Also says where it is.
     ///
     /// # Errors
-    /// [`StateError::Io`]; [`StateError::Damaged`] if the file is there and empty.
+    /// [`StateError::Io`]; [`StateError::Damaged`] if the file is there and holds nothing that could be sent.
     pub fn admin_token(&self) -> Result<(String, PathBuf), StateError> {
         let path = self.path.join("admin-token");
-        match fs::read_to_string(&path) {
+        match read_text(&path) {
             Ok(token) if token.trim().is_empty() => {
                 Err(StateError::Damaged { path, problem: "it is empty".to_owned() })
             }
+            Ok(token) if !token.trim().bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
+                Err(StateError::Damaged { path, problem: "it has other characters than visible ASCII".to_owned() })
+            }
             Ok(token) => Ok((token.trim().to_owned(), path)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(FileUnreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let mut random = [0; 32];
                 getrandom::fill(&mut random).map_err(|error| StateError::Io {
                     path: path.clone(),
@@ -127,7 +134,7 @@ impl StateDir {
                 write_whole_with(&mut options, &self.path, &path, format!("{token}\n").as_bytes())?;
                 Ok((token, path))
             }
-            Err(source) => Err(StateError::Io { path, source }),
+            Err(FileUnreadable { source, .. }) => Err(StateError::Io { path, source }),
         }
     }
 

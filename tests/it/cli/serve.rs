@@ -34,6 +34,21 @@ fn options_that_say_nothing_by_themselves_are_wrong_usage() {
     is_wrong_usage(&["serve", "--require-auth=perhaps"], "--require-auth");
 }
 
+#[cfg(unix)]
+#[test]
+fn an_admin_token_that_nobody_can_send_is_refused() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let state = tempfile::tempdir().unwrap();
+    let state = path(state.path());
+    for token in ["pässword".as_bytes(), b"p\xe4ssword"] {
+        let mut command = equipoise(&["serve", "--state-dir", &state, "--listen", "127.0.0.1:0"]);
+        let output = command.env("EQUIPOISE_ADMIN_TOKEN", OsStr::from_bytes(token)).output().unwrap();
+        let stderr = text(&output.stderr);
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+        assert!(stderr.contains("EQUIPOISE_ADMIN_TOKEN") && !stderr.contains("ssword"), "{stderr}");
+    }
+}
+
 #[test]
 fn files_that_are_not_there_are_named() {
     let state = tempfile::tempdir().unwrap();
