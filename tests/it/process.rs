@@ -203,6 +203,18 @@ async fn the_token_never_appears_in_the_log() {
     assert!(!log.contains(&token) && !log.contains(wrong));
 }
 
+#[tokio::test]
+async fn no_caller_writes_lines_of_the_log() {
+    let process = Process::serve(&[], "debug").await;
+    let query = "x%0a2026-01-01T00:00:00Z%20ERROR%20forged%1b[31m=1";
+    try_send(process.post(&format!("/v1/classify?{query}")).body(image("key", 0))).await.unwrap().expect(422);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("forged")).collect();
+    assert!(!told.is_empty() && told.iter().all(|line| !line.starts_with("2026-01-01")), "{log}");
+    assert!(!log.contains('\u{1b}'), "{log}");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_hangup_reads_the_tokens_again_and_the_log_says_who_asks() {
