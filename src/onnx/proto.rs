@@ -5,6 +5,8 @@
 //! know, so a schema with gaps would lose parts of a model that is only being cut in two: every field is here, also those
 //! that nothing reads. A test holds the field numbers against the onnx package's own description.
 //!
+//! Large messages that are usually not there are boxed: an attribute is two bytes in a file, and would take a kilobyte and a half.
+//!
 //! `packed` follows the original file, so that a model that was read and not changed is written as it was.
 
 use super::proto_rest::{DeviceConfigurationProto, NodeDeviceConfigurationProto, TrainingInfoProto};
@@ -99,10 +101,10 @@ pub(super) struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub s: Option<Vec<u8>>,
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
-    #[prost(message, optional, tag = "6")]
-    pub g: Option<GraphProto>,
+    #[prost(message, optional, boxed, tag = "5")]
+    pub t: Option<Box<TensorProto>>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub g: Option<Box<GraphProto>>,
     #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
@@ -115,16 +117,16 @@ pub(super) struct AttributeProto {
     pub graphs: Vec<GraphProto>,
     #[prost(string, optional, tag = "13")]
     pub doc_string: Option<String>,
-    #[prost(message, optional, tag = "14")]
-    pub tp: Option<TypeProto>,
+    #[prost(message, optional, boxed, tag = "14")]
+    pub tp: Option<Box<TypeProto>>,
     #[prost(message, repeated, tag = "15")]
     pub type_protos: Vec<TypeProto>,
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,
     #[prost(string, optional, tag = "21")]
     pub ref_attr_name: Option<String>,
-    #[prost(message, optional, tag = "22")]
-    pub sparse_tensor: Option<SparseTensorProto>,
+    #[prost(message, optional, boxed, tag = "22")]
+    pub sparse_tensor: Option<Box<SparseTensorProto>>,
     #[prost(message, repeated, tag = "23")]
     pub sparse_tensors: Vec<SparseTensorProto>,
 }
@@ -188,10 +190,10 @@ pub(super) struct Segment {
 /// A constant with few values that are not zero.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct SparseTensorProto {
-    #[prost(message, optional, tag = "1")]
-    pub values: Option<TensorProto>,
-    #[prost(message, optional, tag = "2")]
-    pub indices: Option<TensorProto>,
+    #[prost(message, optional, boxed, tag = "1")]
+    pub values: Option<Box<TensorProto>>,
+    #[prost(message, optional, boxed, tag = "2")]
+    pub indices: Option<Box<TensorProto>>,
     #[prost(int64, repeated, packed = "false", tag = "3")]
     pub dims: Vec<i64>,
 }

@@ -83,7 +83,7 @@ pub(super) struct SimpleShardedDimProto {
 mod tests {
     use prost::Message;
 
-    use crate::onnx::proto::ModelProto;
+    use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto, SparseTensorProto};
 
     /// A model in which the onnx package has set every field that it knows, in messages within messages.
     const EVERY_FIELD: &[u8] = include_bytes!("../../tests/data/onnx/every_field.onnx");
@@ -99,5 +99,12 @@ mod tests {
         after.sort_unstable();
         assert_eq!(before, after);
         assert_eq!(ModelProto::decode(&*written).expect("what was written can be read"), model);
+    }
+
+    /// Each may be two bytes of a file, over and over.
+    #[test]
+    fn what_is_empty_takes_little_memory() {
+        let sizes = [size_of::<AttributeProto>(), size_of::<NodeProto>(), size_of::<SparseTensorProto>()];
+        assert!(sizes.iter().all(|&bytes| bytes <= 400), "{sizes:?}");
     }
 }

@@ -80,7 +80,7 @@ fn finish(constant: Constant, is_transposed: bool, cast_to: Option<i32>) -> Cons
 /// The value of a Constant node, of the forms that can hold a matrix or a vector of floats.
 fn from_node(node: &NodeProto, base_dir: Option<&Path>) -> Result<Option<Constant>, CutError> {
     let floats = |dims, values| Constant { dims, values, data_type: data_type::FLOAT };
-    if let Some(tensor) = attribute(node, "value").and_then(|value| value.t.as_ref()) {
+    if let Some(tensor) = attribute(node, "value").and_then(|value| value.t.as_deref()) {
         let mut tensor = tensor.clone();
         if tensor.name.as_deref().is_none_or(str::is_empty) {
             tensor.name = node.output.first().cloned();
@@ -95,7 +95,7 @@ fn from_node(node: &NodeProto, base_dir: Option<&Path>) -> Result<Option<Constan
 
 /// Whether a constant flag is set; None if it is not a constant. Only initializers and Constant nodes are looked at.
 pub(super) fn flag(index: &Index<'_>, value: &str) -> Option<bool> {
-    let from_node = || attribute(index.producer(value)?, "value")?.t.as_ref();
+    let from_node = || attribute(index.producer(value)?, "value")?.t.as_deref();
     let tensor = index.initializer(value).or_else(from_node)?;
     let raw = tensor.raw_data.iter().flatten().any(|&byte| byte != 0);
     Some(raw || tensor.int32_data.iter().any(|&x| x != 0))
@@ -137,11 +137,12 @@ pub(super) fn read(tensor: &TensorProto, base_dir: Option<&Path>) -> Result<Cons
     Ok(Constant { dims, values, data_type })
 }
 
-/// The dimensions, if they are sizes and their product fits memory with room to spare.
+/// The dimensions, if they are sizes above 0 and their product fits memory with room to spare. Of one that is 0 the others could
+/// be of any size, and no layer has it.
 fn dims(tensor: &TensorProto) -> Option<Vec<usize>> {
     let dims: Vec<usize> = tensor.dims.iter().map(|&dim| usize::try_from(dim).ok()).collect::<Option<_>>()?;
     let n_values = dims.iter().try_fold(1_usize, |n, &dim| n.checked_mul(dim))?;
-    (n_values <= usize::MAX / 16).then_some(dims)
+    (1..=usize::MAX / 16).contains(&n_values).then_some(dims)
 }
 
 /// Bytes of one value.

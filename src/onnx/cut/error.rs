@@ -168,7 +168,7 @@ pub enum Reason {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorFault {
-    /// Negative dimensions, or more values than memory can hold.
+    /// Dimensions that are negative or 0, or more values than memory can hold.
     #[error("its dimensions {dims:?} make no sense")]
     Dims {
         /// The dimensions.

@@ -44,7 +44,8 @@ where
 {
     graph.initializer.iter_mut().try_for_each(&mut *visit)?;
     for sparse in &mut graph.sparse_initializer {
-        sparse.values.iter_mut().chain(&mut sparse.indices).try_for_each(&mut *visit)?;
+        let tensors = [&mut sparse.values, &mut sparse.indices];
+        tensors.into_iter().flatten().try_for_each(|tensor| visit(tensor))?;
     }
     graph.node.iter_mut().try_for_each(|node| for_each_tensor_in_node(node, visit))
 }
@@ -54,8 +55,9 @@ where
     F: FnMut(&mut TensorProto) -> Result<(), CutError>,
 {
     for attribute in &mut node.attribute {
-        attribute.t.iter_mut().chain(&mut attribute.tensors).try_for_each(&mut *visit)?;
-        attribute.g.iter_mut().chain(&mut attribute.graphs).try_for_each(|graph| for_each_tensor(graph, visit))?;
+        attribute.t.as_deref_mut().into_iter().chain(&mut attribute.tensors).try_for_each(&mut *visit)?;
+        let mut graphs = attribute.g.as_deref_mut().into_iter().chain(&mut attribute.graphs);
+        graphs.try_for_each(|graph| for_each_tensor(graph, visit))?;
     }
     Ok(())
 }

@@ -118,7 +118,7 @@ pub(super) fn name_of(node: &NodeProto) -> NodeName {
 
 /// The graphs inside a node: branches and loop bodies.
 pub(super) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+    node.attribute.iter().flat_map(|attribute| attribute.g.as_deref().into_iter().chain(&attribute.graphs))
 }
 
 /// Every value a node may read, those that its subgraphs take from outside included.

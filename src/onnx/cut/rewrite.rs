@@ -183,7 +183,7 @@ fn for_each_name<F: FnMut(&mut String)>(graph: &mut GraphProto, visit: &mut F) {
     for node in &mut graph.node {
         node.input.iter_mut().chain(&mut node.output).for_each(&mut *visit);
         for attribute in &mut node.attribute {
-            for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+            for inner in attribute.g.as_deref_mut().into_iter().chain(&mut attribute.graphs) {
                 for_each_name(inner, visit);
             }
         }

@@ -193,6 +193,13 @@ absurd = init("w", W)
 del absurd.dims[:]
 absurd.dims.extend([1 << 40, 1 << 40])
 refuse("absurd_dims", classifier([GEMM], [absurd, init("b", B)]), "tensor `w`", "1099511627776")
+# As if columns without rows were to be turned into rows.
+empty = init("w", W)
+del empty.dims[:]
+empty.dims.extend([0, 1 << 60])
+empty.raw_data = b""
+refuse("empty_weight", classifier([node("Transpose", ["w"], ["wt"], perm=[1, 0]), node("Gemm", ["flat", "wt", "b"], ["logits"])], [empty, init("b", B)]),
+       "tensor `w`", "[0, 1152921504606846976]")
 negative = init("w", W)
 del negative.dims[:]
 negative.dims.extend([-5, -6])
