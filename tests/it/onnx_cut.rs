@@ -104,6 +104,21 @@ fn a_wrong_head_is_not_proved() {
 }
 
 #[test]
+fn an_original_that_answers_something_else_than_its_file_says_is_not_proved() {
+    let prove = |file| {
+        let model = read_model(file);
+        let cut = cut_classifier(&model, None).expect(file);
+        prove_cut(&model, &cut, None, (8, 8), &on_cpu()).expect_err(file)
+    };
+    // A softmax over each five of ten classes.
+    let err = prove("lying_groups.onnx");
+    assert!(matches!(err, CutError::OtherAnswer { .. }), "{err}");
+    // Two rows for each image.
+    let err = prove("lying_rows.onnx");
+    assert!(matches!(err, CutError::Run { which: "original", .. }), "{err}");
+}
+
+#[test]
 fn a_model_of_another_image_size_is_said_not_to_run() {
     let model = read_model("gemm_transb.onnx");
     let cut = cut_classifier(&model, None).expect("a plain classifier");

@@ -95,10 +95,27 @@ fn from_node(node: &NodeProto, base_dir: Option<&Path>) -> Result<Option<Constan
 
 /// Whether a constant flag is set; None if it is not a constant. Only initializers and Constant nodes are looked at.
 pub(super) fn flag(index: &Index<'_>, value: &str) -> Option<bool> {
-    let from_node = || attribute(index.producer(value)?, "value")?.t.as_deref();
-    let tensor = index.initializer(value).or_else(from_node)?;
+    let tensor = tensor_of(index, value)?;
     let raw = tensor.raw_data.iter().flatten().any(|&byte| byte != 0);
     Some(raw || tensor.int32_data.iter().any(|&x| x != 0))
+}
+
+/// The values of a constant list of integers, as it says a shape; None if it is none. Only initializers and Constant nodes are
+/// looked at.
+pub(super) fn integers(index: &Index<'_>, value: &str) -> Option<Vec<i64>> {
+    let Some(tensor) = tensor_of(index, value) else {
+        return Some(ints(index.producer(value)?, "value_ints").filter(|values| !values.is_empty())?.to_vec());
+    };
+    if tensor.data_type != Some(data_type::INT64) || tensor.data_location == Some(EXTERNAL) {
+        return None;
+    }
+    let of_bytes = |raw: &Vec<u8>| raw.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+    Some(tensor.raw_data.as_ref().map_or_else(|| tensor.int64_data.clone(), of_bytes))
+}
+
+fn tensor_of<'a>(index: &Index<'a>, value: &str) -> Option<&'a TensorProto> {
+    let from_node = || attribute(index.producer(value)?, "value")?.t.as_deref();
+    index.initializer(value).or_else(from_node)
 }
 
 /// Reads a tensor of floats of any width and encoding.

@@ -75,6 +75,19 @@ pub enum CutError {
         #[source]
         source: Box<OnnxError>,
     },
+    /// The original's output is not what it should be made of.
+    #[error(
+        "the original's output is not what its last layer and what is known to follow say: they differ by \
+         {max_abs_difference:e} where it reaches {max_abs_answer:e}, more than {tolerance:e} of it"
+    )]
+    OtherAnswer {
+        /// The largest difference seen.
+        max_abs_difference: f32,
+        /// The largest value seen.
+        max_abs_answer: f32,
+        /// What would have been accepted, relative to `max_abs_answer`.
+        tolerance: f32,
+    },
     /// Backbone and head together answer something else than the original.
     #[error(
         "backbone and head give other logits than the original: they differ by {max_abs_difference:e} where logits reach \
@@ -150,6 +163,12 @@ pub enum Reason {
     /// A convolution that looks at more than one pixel.
     #[error("a convolution can be cut only if it is 1x1, with one group, stride 1 and no padding, on a 1x1 image")]
     NotPointwise,
+    /// Rows that are not one for each image, with a value for each class.
+    #[error("what it makes of the logits is not known to be [N,{num_classes}], one row for each image")]
+    Rows {
+        /// Classes.
+        num_classes: usize,
+    },
     /// Softmax over another axis.
     #[error("it works along axis {axis}, which is not that of the classes")]
     Axis {

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::constant::{Constant, constant, flag};
 use super::error::{CutError, Reason};
 use super::graph::{Index, fixed_dims, float, input, int, ints, name_of, refuse, standard_op};
+use super::shape;
 use crate::onnx::proto::{GraphProto, NodeProto, data_type};
 
 /// The last linear layer, read.
@@ -14,6 +15,10 @@ pub(super) struct LinearLayer {
     pub features: String,
     /// The value it computes.
     pub logits: String,
+    /// The model's output, which may be another value.
+    pub answer: String,
+    /// What was between them, in order, and is not in the two parts.
+    pub dropped: Vec<Dropped>,
     /// `[num_classes, feature_dim]`
     pub weight: Constant,
     pub bias: Option<Vec<f32>>,
@@ -24,6 +29,15 @@ pub(super) struct LinearLayer {
     pub notes: Vec<String>,
 }
 
+/// A node behind the last layer that changes values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Dropped {
+    Softmax,
+    LogSoftmax,
+    /// To this type of element.
+    Cast(i64),
+}
+
 impl LinearLayer {
     /// Whether the layer computes in another type than float32; then the features are of that type too.
     pub(super) fn is_cast_needed(&self) -> bool {
@@ -32,8 +46,17 @@ impl LinearLayer {
 
     /// Whether the layer computes in fewer bits than float32.
     pub(super) fn is_half_precision(&self) -> bool {
-        matches!(self.weight.data_type, data_type::FLOAT16 | data_type::BFLOAT16)
+        is_half(self.weight.data_type.into())
     }
+
+    /// Whether the original's output has fewer bits than float32.
+    pub(super) fn is_answer_half_precision(&self) -> bool {
+        self.dropped.iter().any(|dropped| matches!(dropped, Dropped::Cast(to) if is_half(*to)))
+    }
+}
+
+fn is_half(data_type: i64) -> bool {
+    [data_type::FLOAT16, data_type::BFLOAT16].map(i64::from).contains(&data_type)
 }
 
 /// Finds the layer that computes the logits.
@@ -43,7 +66,8 @@ pub(super) fn last_layer(
     base_dir: Option<&Path>,
 ) -> Result<LinearLayer, CutError> {
     let mut notes = Vec::new();
-    let mut value = logits_output(graph, &mut notes)?;
+    let answer = logits_output(graph, &mut notes)?;
+    let (mut value, mut tail) = (answer, Vec::new());
     for _ in 0..=index.n_nodes() {
         let node = index.producer(value).ok_or_else(|| CutError::NoLayer { value: value.to_owned() })?;
         let finder = Finder { index, base_dir, node };
@@ -54,12 +78,16 @@ pub(super) fn last_layer(
             Some("Conv") => finder.convolution()?,
             Some(op) => {
                 value = look_through(index, node, op, &mut notes)?;
+                tail.push(node);
                 continue;
             }
             None => return Err(refuse(node, kind_of_refusal(node))),
         };
+        tail.reverse();
+        shape::check(index, &tail, layer.num_classes, layer.is_convolution)?;
         notes.extend(layer.notes);
-        return Ok(LinearLayer { notes, ..layer });
+        let dropped = tail.into_iter().filter_map(dropped).collect();
+        return Ok(LinearLayer { answer: answer.to_owned(), dropped, notes, ..layer });
     }
     // More steps than nodes: the graph runs in a circle.
     Err(CutError::NoLayer { value: value.to_owned() })
@@ -79,7 +107,8 @@ fn logits_output<'a>(graph: &'a GraphProto, notes: &mut Vec<String>) -> Result<&
     }
 }
 
-/// Steps over a node that does not change what the logits say, and answers its input.
+/// Steps over a node that does not change what the logits say, and answers its input. Which rows it makes of them is looked
+/// at later, from the layer on.
 fn look_through<'a>(
     index: &Index<'a>,
     node: &'a NodeProto,
@@ -89,14 +118,7 @@ fn look_through<'a>(
     match op {
         "Identity" | "Flatten" | "Reshape" | "Squeeze" => (),
         "Cast" => notes.push(format!("dropped the cast of the logits, {}", name_of(node))),
-        "Softmax" | "LogSoftmax" => {
-            let default = if index.opset() < 13 { 1 } else { -1 };
-            let axis = int(node, "axis", default);
-            if axis != 1 && axis != -1 {
-                return Err(refuse(node, Reason::Axis { axis }));
-            }
-            notes.push(format!("dropped a trailing {op}, {}", name_of(node)));
-        }
+        "Softmax" | "LogSoftmax" => notes.push(format!("dropped a trailing {op}, {}", name_of(node))),
         "Dropout" => {
             let training = input(node, 2).map(|flag_name| flag(index, flag_name).unwrap_or(true));
             if training == Some(true) {
@@ -106,6 +128,15 @@ fn look_through<'a>(
         _ => return Err(refuse(node, kind_of_refusal(node))),
     }
     input(node, 0).ok_or_else(|| refuse(node, Reason::NotLinear))
+}
+
+fn dropped(node: &NodeProto) -> Option<Dropped> {
+    match standard_op(node)? {
+        "Softmax" => Some(Dropped::Softmax),
+        "LogSoftmax" => Some(Dropped::LogSoftmax),
+        "Cast" => Some(Dropped::Cast(int(node, "to", 0))),
+        _ => None,
+    }
 }
 
 /// Why an operator at the place of the last layer is not one.
@@ -271,6 +302,8 @@ impl<'a> Finder<'a> {
         Ok(LinearLayer {
             features: features.to_owned(),
             logits: logits.clone(),
+            answer: logits.clone(),
+            dropped: Vec::new(),
             weight,
             bias,
             num_classes,

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::{CutError, NodeName, Reason};
 use crate::onnx::proto::{
-    AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeValue,
-    ValueInfoProto,
+    AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
+    TypeValue, ValueInfoProto,
 };
 
 /// Who computes what in a graph.
@@ -14,6 +14,7 @@ pub(super) struct Index<'a> {
     /// The node that computes a value.
     producers: HashMap<&'a str, &'a NodeProto>,
     initializers: HashMap<&'a str, &'a TensorProto>,
+    images: Option<&'a ValueInfoProto>,
     opset: i64,
 }
 
@@ -30,6 +31,7 @@ impl<'a> Index<'a> {
                 .iter()
                 .filter_map(|tensor| Some((tensor.name.as_deref()?, tensor)))
                 .collect(),
+            images: images(graph),
             opset: opset.and_then(|opset| opset.version).unwrap_or(1),
         }
     }
@@ -52,11 +54,35 @@ impl<'a> Index<'a> {
         self.graph.node.len()
     }
 
+    /// Images in a batch, if the file fixes that.
+    pub(super) fn batch(&self) -> Option<i64> {
+        match shape_of(self.images?)?.dim.first()?.value.as_ref()? {
+            DimensionValue::Value(n) => Some(*n),
+            DimensionValue::Param(_) => None,
+        }
+    }
+
+    /// Whether the value is the image batch.
+    pub(super) fn is_image(&self, value: &str) -> bool {
+        self.images.is_some_and(|images| images.name.as_deref() == Some(value))
+    }
+
     /// The shape of a value, if the file tells it.
     pub(super) fn shape(&self, value: &str) -> Option<&'a TensorShapeProto> {
         let infos = self.graph.value_info.iter().chain(&self.graph.input).chain(&self.graph.output);
         infos.filter(|info| info.name.as_deref() == Some(value)).find_map(shape_of)
     }
+}
+
+/// The first input that has no value of its own: in old files the constants are inputs too.
+fn images(graph: &GraphProto) -> Option<&ValueInfoProto> {
+    let constants: HashSet<Option<&str>> = graph.initializer.iter().map(|tensor| tensor.name.as_deref()).collect();
+    graph.input.iter().find(|input| !constants.contains(&input.name.as_deref()))
+}
+
+/// The dimension of the images.
+pub(super) fn batch_dim(graph: &GraphProto) -> Option<&Dimension> {
+    shape_of(images(graph)?)?.dim.first()
 }
 
 pub(super) fn shape_of(info: &ValueInfoProto) -> Option<&TensorShapeProto> {

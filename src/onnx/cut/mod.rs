@@ -3,6 +3,7 @@
 //! ```text
 //! find      follows the logits back to the last linear layer
 //! constant  reads its weights, in any of ONNX's encodings
+//! shape     follows its rows to the output: each must stay one image's
 //! rewrite   writes what is before it as a model of its own
 //! prove     compares the two parts with the original on random images
 //! ```
@@ -15,6 +16,7 @@ mod find;
 mod graph;
 mod prove;
 mod rewrite;
+mod shape;
 
 use std::path::Path;
 
@@ -47,7 +49,7 @@ pub struct CutClassifier {
 ///
 /// The layer is a Gemm, a MatMul with or without an Add, or a 1x1 Conv on one pixel, with constant weights. Between it and
 /// the output there may be Softmax or LogSoftmax, which are dropped, and what changes no value: Identity, Flatten,
-/// Reshape, Squeeze, Cast, Dropout.
+/// Reshape, Squeeze, Cast, Dropout; as long as what comes out is known to be a row of logits for each image.
 ///
 /// # Errors
 /// [`CutError`] names the node and says why it cannot be cut.

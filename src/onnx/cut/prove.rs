@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::error::CutError;
+use super::find::{Dropped, LinearLayer};
 use super::{CutClassifier, decode, find, graph, rewrite};
 use crate::onnx::{Backbone, Features, OnnxError, RandomPixels, Scorer, ScorerSpec, SessionOptions, Transform};
 
@@ -31,12 +32,14 @@ pub struct CutProof {
 
 /// Runs the original and the two parts on the same random images, single and in batches, and compares the logits.
 ///
-/// The original is taken up to the layer that was cut off, so that a softmax behind it hides no difference. The images
-/// are the same in every run.
+/// The original is taken up to the layer that was cut off, so that a softmax behind it hides no difference. Where something
+/// stands behind that layer the whole original runs too: it must answer a row for each image, of the logits, or of their
+/// softmax if that was dropped. The images are the same in every run.
 ///
 /// # Errors
 /// [`CutError::NotProved`] if a logit differs by more than [`TOLERANCE`] (or [`HALF_PRECISION_TOLERANCE`]) of the largest
-/// logit or is not finite, [`CutError::Run`] if one of the two does not run.
+/// logit or is not finite, [`CutError::OtherAnswer`] if the original answers something else than that, [`CutError::Run`] if
+/// one of them does not run.
 pub fn prove_cut(
     original: &[u8],
     cut: &CutClassifier,
@@ -44,11 +47,11 @@ pub fn prove_cut(
     input_size: (usize, usize),
     options: &SessionOptions,
 ) -> Result<CutProof, CutError> {
-    let failed = |which| move |source| CutError::Run { which, source: Box::new(source) };
     let model = decode(original)?;
     let graph = model.graph.as_ref().ok_or(CutError::NoGraph)?;
     let layer = find::last_layer(&graph::Index::new(&model, graph), graph, base_dir)?;
     let tolerance = if layer.is_half_precision() { HALF_PRECISION_TOLERANCE } else { TOLERANCE };
+    let mut answer = Answer::load(original, &layer, base_dir, options)?;
     let original = rewrite::logits_model(model, &layer)?;
     let mut original = Backbone::load(&original, base_dir, options).map_err(failed("original"))?;
     let mut parts = Parts::load(cut, options).map_err(failed("backbone with its head"))?;
@@ -61,12 +64,10 @@ pub fn prove_cut(
         let logits = original.run(&pixels, n, height, width).map_err(failed("original"))?;
         let expected = logits.to_host().map_err(failed("original"))?;
         let found = parts.run(&pixels, n, height, width).map_err(failed("backbone with its head"))?;
-        for (expected, found) in expected.iter().zip(&found) {
-            proof.max_abs_difference = proof.max_abs_difference.max((expected - found).abs());
-            proof.max_abs_logit = proof.max_abs_logit.max(expected.abs());
-        }
-        if expected.len() != found.len() {
-            proof.max_abs_difference = f32::INFINITY;
+        proof.max_abs_difference = proof.max_abs_difference.max(largest_difference(&expected, &found));
+        proof.max_abs_logit = proof.max_abs_logit.max(largest(&expected));
+        if let Some(answer) = &mut answer {
+            answer.check(expected.into_owned(), &pixels, n, input_size)?;
         }
         proof.n_inputs += n;
     }
@@ -76,6 +77,84 @@ pub fn prove_cut(
     } else {
         Err(CutError::NotProved { max_abs_difference, max_abs_logit, tolerance })
     }
+}
+
+/// The original as it is, where it does something with the logits.
+struct Answer<'a> {
+    original: Backbone,
+    layer: &'a LinearLayer,
+    tolerance: f32,
+}
+
+impl<'a> Answer<'a> {
+    fn load(
+        original: &[u8],
+        layer: &'a LinearLayer,
+        base_dir: Option<&Path>,
+        options: &SessionOptions,
+    ) -> Result<Option<Self>, CutError> {
+        if layer.answer == layer.logits {
+            return Ok(None);
+        }
+        let is_half = layer.is_half_precision() || layer.is_answer_half_precision();
+        let tolerance = if is_half { HALF_PRECISION_TOLERANCE } else { TOLERANCE };
+        let model = rewrite::answer_model(decode(original)?, layer)?;
+        let original = Backbone::load(&model, base_dir, options).map_err(failed("original"))?;
+        Ok(Some(Self { original, layer, tolerance }))
+    }
+
+    /// Compares the original's answer with what it should make of these logits.
+    fn check(
+        &mut self,
+        logits: Vec<f32>,
+        pixels: &[f32],
+        n: usize,
+        (height, width): (usize, usize),
+    ) -> Result<(), CutError> {
+        let found = self.original.run(pixels, n, height, width).map_err(failed("original"))?;
+        let found = found.to_host().map_err(failed("original"))?;
+        let mut expected = logits;
+        for dropped in &self.layer.dropped {
+            expected.chunks_mut(self.layer.num_classes).for_each(|row| apply(*dropped, row));
+        }
+        let (max_abs_difference, max_abs_answer) = (largest_difference(&expected, &found), largest(&expected));
+        let tolerance = self.tolerance;
+        if max_abs_difference <= tolerance * max_abs_answer.max(f32::MIN_POSITIVE) {
+            Ok(())
+        } else {
+            Err(CutError::OtherAnswer { max_abs_difference, max_abs_answer, tolerance })
+        }
+    }
+}
+
+/// Does with the logits of one image what the original does.
+fn apply(dropped: Dropped, row: &mut [f32]) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&x| f64::from(x - largest).exp()).sum();
+    for x in row {
+        let shifted = f64::from(*x - largest);
+        *x = match dropped {
+            Dropped::Softmax => (shifted.exp() / sum) as f32,
+            Dropped::LogSoftmax => (shifted - sum.ln()) as f32,
+            Dropped::Cast(_) => *x,
+        };
+    }
+}
+
+/// Infinite if there are more of one than of the other, or one is no number.
+fn largest_difference(expected: &[f32], found: &[f32]) -> f32 {
+    let differences = expected.iter().zip(found).map(|(expected, found)| (expected - found).abs());
+    let is_comparable = expected.len() == found.len();
+    let infinite_if_nan = |x: f32| if x.is_nan() { f32::INFINITY } else { x };
+    differences.map(infinite_if_nan).fold(if is_comparable { 0.0 } else { f32::INFINITY }, f32::max)
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().map(|x| x.abs()).fold(0.0, f32::max)
+}
+
+fn failed(which: &'static str) -> impl Fn(OnnxError) -> CutError {
+    move |source| CutError::Run { which, source: Box::new(source) }
 }
 
 /// Backbone and head, put together again.

@@ -8,9 +8,11 @@ use prost::Message;
 use super::error::CutError;
 use super::external;
 use super::find::LinearLayer;
-use super::graph::{reads, shape_of};
+use super::graph::{batch_dim, reads};
 use crate::onnx::head_graph::value_info;
-use crate::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, data_type};
+use crate::onnx::proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorShapeProto, TypeValue, ValueInfoProto, data_type,
+};
 
 /// The name of the backbone's output.
 const FEATURES: &str = "features";
@@ -52,6 +54,21 @@ pub(super) fn logits_model(mut model: ModelProto, layer: &LinearLayer) -> Result
     Ok(model.encode_to_vec())
 }
 
+/// The original with its output alone, as float32: which shape that has is for a run to tell.
+pub(super) fn answer_model(mut model: ModelProto, layer: &LinearLayer) -> Result<Vec<u8>, CutError> {
+    let graph = model.graph.as_mut().ok_or(CutError::NoGraph)?;
+    let mut names = HashSet::new();
+    all_names(graph, &mut names);
+    let name = fresh(&names, "answer");
+    graph.node.push(added("Cast", &layer.answer, &name, Some(("to", i64::from(data_type::FLOAT)))));
+    let mut output = value_info(&name, &[]);
+    if let Some(shape) = shape_mut(&mut output) {
+        *shape = None;
+    }
+    graph.output = vec![output];
+    Ok(model.encode_to_vec())
+}
+
 /// Makes `value` the graph's only output, under `name`, as a float32 matrix.
 fn end_at(graph: &mut GraphProto, value: &str, name: &str, dim: usize, layer: &LinearLayer) {
     let mut value = value.to_owned();
@@ -80,9 +97,9 @@ fn end_at(graph: &mut GraphProto, value: &str, name: &str, dim: usize, layer: &L
         };
         graph.node.push(last);
     }
-    let batch = graph.input.iter().find_map(|input| shape_of(input)?.dim.first()).cloned();
     let mut output = value_info(name, &[None, Some(dim)]);
-    if let (Some(batch), Some(first)) = (batch, first_dim(&mut output)) {
+    let first = shape_mut(&mut output).and_then(|shape| shape.as_mut()?.dim.first_mut());
+    if let (Some(batch), Some(first)) = (batch_dim(graph).cloned(), first) {
         // The batch dimension under its own name, or its own fixed size.
         *first = batch;
     }
@@ -90,9 +107,9 @@ fn end_at(graph: &mut GraphProto, value: &str, name: &str, dim: usize, layer: &L
     graph.output = vec![output];
 }
 
-fn first_dim(info: &mut ValueInfoProto) -> Option<&mut crate::onnx::proto::Dimension> {
+fn shape_mut(info: &mut ValueInfoProto) -> Option<&mut Option<TensorShapeProto>> {
     match info.r#type.as_mut()?.value.as_mut()? {
-        crate::onnx::proto::TypeValue::Tensor(tensor) => tensor.shape.as_mut()?.dim.first_mut(),
+        TypeValue::Tensor(tensor) => Some(&mut tensor.shape),
         _ => None,
     }
 }
