@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
@@ -266,10 +266,12 @@ impl Poller {
     /// [`StateError::Io`] if its thread cannot be started.
     pub fn start(models: Vec<Arc<Model>>, every: Duration) -> Result<Self, StateError> {
         let (stop, stopped) = mpsc::channel::<()>();
+        // A model ends with its server, which gives its state directory back then, and not when this thread wakes up.
+        let models: Vec<Weak<Model>> = models.iter().map(Arc::downgrade).collect();
         let follow = move || {
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every.mul_f64(0.75 + random_share() / 2.0))
             {
-                models.iter().for_each(|model| model.poll());
+                models.iter().filter_map(Weak::upgrade).for_each(|model| model.poll());
             }
         };
         let thread = std::thread::Builder::new().name("state-poll".to_owned()).spawn(follow);
