@@ -81,21 +81,20 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_is_taken_slowly_goes_through_and_what_is_not_taken_fails() {
-        const TIMEOUT: Duration = Duration::from_secs(60);
+        const TIMEOUT: Duration = Duration::from_secs(2);
         let (near, mut far) = tokio::io::duplex(16);
         let mut near = BoundedWrites::new(near, TIMEOUT);
         let reader = async {
-            for _ in 0..4 {
-                tokio::time::sleep(TIMEOUT * 9 / 10).await;
+            // Longer than the timeout, together.
+            for _ in 0..5 {
+                tokio::time::sleep(TIMEOUT / 4).await;
                 far.read_exact(&mut [0; 16]).await.unwrap();
             }
         };
-        let (written, ()) = tokio::join!(near.write_all(&[7; 80]), reader);
+        let (written, ()) = tokio::join!(near.write_all(&[7; 96]), reader);
         written.unwrap();
-        let start = tokio::time::Instant::now();
         assert_eq!(near.write_all(&[7]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(start.elapsed(), TIMEOUT);
     }
 }
