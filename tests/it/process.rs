@@ -90,7 +90,9 @@ impl Process {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
-        try_send(self.client.get(format!("{}{path}", self.url))).await.unwrap()
+        let answer = try_send(self.client.get(format!("{}{path}", self.url))).await;
+        // Whoever ended too early has said why.
+        answer.unwrap_or_else(|error| panic!("{error}: {}", self.log.lock().unwrap()))
     }
 
     /// The token that the server made.
