@@ -50,16 +50,23 @@ pub struct StateDir {
     _lock: Arc<File>,
 }
 
+/// A lock is waited for so long: who has it may be ending, and a program that its process was just starting has it for a moment too.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Takes the lock of a state directory, which is made if it is not there.
 pub(super) fn lock(path: &Path) -> Result<File, StateError> {
     fs::create_dir_all(path).map_err(io_error(path))?;
     let lock_path = path.join("lock");
     let lock = File::create(&lock_path).map_err(io_error(&lock_path))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(StateError::Locked { path: path.to_owned() }),
-        Err(fs::TryLockError::Error(source)) => Err(StateError::Io { path: lock_path, source }),
+    for _ in 0..LOCK_TRIES {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::Error(source)) => return Err(StateError::Io { path: lock_path, source }),
+        }
     }
+    Err(StateError::Locked { path: path.to_owned() })
 }
 
 impl StateDir {
