@@ -37,11 +37,11 @@ impl Shared {
         let (mut n, mut decoding) = (0, Duration::ZERO);
         let mut next = Some(first);
         while let Some(job) = next {
-            if let Some(mut job) = job.still_wanted(Instant::now()) {
+            let start = Instant::now();
+            if let Some(mut job) = job.still_wanted(start) {
                 // It waits no longer: its places are the next one's.
                 job.place = None;
                 let is_decoded = !matches!(job.input, Input::Encoded(_));
-                let start = Instant::now();
                 if let Some(job) = job.decoded(&self.preprocessor, &self.metrics) {
                     n += job.n;
                     batch.push(job);
