@@ -49,6 +49,15 @@ pub struct Backbone {
     fallback: Option<String>,
 }
 
+/// Images of one size that a session takes, `[n,3,height,width]`.
+#[derive(Clone, Copy)]
+struct Images<'a> {
+    pixels: &'a [f32],
+    n: usize,
+    height: usize,
+    width: usize,
+}
+
 /// What a run may take of a device. On the CPU it makes no difference.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
@@ -200,8 +209,8 @@ impl Backbone {
             let len = n.checked_mul(3).and_then(|x| x.checked_mul(height)).and_then(|x| x.checked_mul(width));
             let len = len.ok_or_else(|| self.image_shape_error(n, height, width, 0))?;
             let pixels = vec![0.0; len];
-            self.check_images(&pixels, n, height, width)?;
-            match self.rehearse(&pixels, n, height, width) {
+            let images = self.images(&pixels, n, height, width)?;
+            match self.rehearse(images) {
                 Ok(()) => self.unproved = None,
                 Err(error) if 1 < n && error.is_out_of_memory() => {
                     tracing::warn!(%error, batch_size = n, "batches of {n} do not fit the memory, and will be run in halves");
@@ -210,7 +219,7 @@ impl Backbone {
                     let Some(source) = self.unproved.take() else { return Err(error) };
                     let fallback = Some(tell_fallback(self.provider, &error));
                     *self = Self { fallback, ..Self::load_on(&source, Provider::Cpu)? };
-                    self.rehearse(&pixels, n, height, width)?;
+                    self.rehearse(images)?;
                 }
             }
         }
@@ -219,8 +228,8 @@ impl Backbone {
 
     /// A run, and its features on the host. `ort` copies them from a device with a session that it makes the first time and keeps:
     /// rather now than when a request waits for it, and memory may have run out.
-    fn rehearse(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<(), OnnxError> {
-        let features = self.run_unchecked(Manner::Usual, pixels, n, height, width)?;
+    fn rehearse(&mut self, images: Images<'_>) -> Result<(), OnnxError> {
+        let features = self.run_unchecked(Manner::Usual, images)?;
         match features.to_host() {
             Ok(_) | Err(OnnxError::NotFinite { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -233,7 +242,8 @@ impl Backbone {
     /// [`OnnxError::ImageShape`], [`OnnxError::Run`], [`OnnxError::OutputShape`], and [`OnnxError::NotFinite`] with the
     /// index of the first image whose features are not; on CUDA the features are not looked at here, but by the head.
     pub fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
-        self.run_as(Manner::Usual, pixels, n, height, width)
+        let images = self.images(pixels, n, height, width)?;
+        self.run_as(Manner::Usual, images)
     }
 
     /// The same with as little of a device's memory as can be: no padding, and the run itself brings the features to the host.
@@ -248,26 +258,20 @@ impl Backbone {
         height: usize,
         width: usize,
     ) -> Result<Features, OnnxError> {
-        self.run_as(Manner::Sparing, pixels, n, height, width)
+        let images = self.images(pixels, n, height, width)?;
+        self.run_as(Manner::Sparing, images)
     }
 
-    fn run_as(
-        &mut self,
-        manner: Manner,
-        pixels: &[f32],
-        n: usize,
-        height: usize,
-        width: usize,
-    ) -> Result<Features, OnnxError> {
-        self.check_images(pixels, n, height, width)?;
-        let features = self.run_unchecked(manner, pixels, n, height, width)?;
+    fn run_as(&mut self, manner: Manner, images: Images<'_>) -> Result<Features, OnnxError> {
+        let features = self.run_unchecked(manner, images)?;
         if let Rows::Host(rows) = features.rows() {
             check_finite(rows, features.feature_dim())?;
         }
         Ok(features)
     }
 
-    fn check_images(&self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<(), OnnxError> {
+    /// The images, if there are as many pixels as they should have and the model takes their size.
+    fn images<'a>(&self, pixels: &'a [f32], n: usize, height: usize, width: usize) -> Result<Images<'a>, OnnxError> {
         let len = n.checked_mul(3).and_then(|x| x.checked_mul(height)).and_then(|x| x.checked_mul(width));
         let fits = |fixed: Option<usize>, given| fixed.is_none_or(|fixed| fixed == given);
         if n == 0
@@ -278,7 +282,7 @@ impl Backbone {
         {
             return Err(self.image_shape_error(n, height, width, pixels.len()));
         }
-        Ok(())
+        Ok(Images { pixels, n, height, width })
     }
 
     fn image_shape_error(&self, n: usize, height: usize, width: usize, len: usize) -> OnnxError {
@@ -287,54 +291,34 @@ impl Backbone {
         OnnxError::ImageShape { expected, n, height, width, len }
     }
 
-    fn run_unchecked(
-        &mut self,
-        manner: Manner,
-        pixels: &[f32],
-        n: usize,
-        height: usize,
-        width: usize,
-    ) -> Result<Features, OnnxError> {
-        if let (1, Some(single)) = (n, &mut self.single) {
-            let features = single.run_unchecked(manner, pixels, n, height, width)?;
+    fn run_unchecked(&mut self, manner: Manner, images: Images<'_>) -> Result<Features, OnnxError> {
+        if let (1, Some(single)) = (images.n, &mut self.single) {
+            let features = single.run_unchecked(manner, images)?;
             self.output.feature_dim = Some(features.feature_dim());
             return Ok(features);
         }
         match self.input.batch {
-            Some(batch) if batch != n => self.run_in_batches(pixels, n, batch, height, width),
-            _ => self.run_once(manner, pixels, n, height, width),
+            Some(batch) if batch != images.n => self.run_in_batches(images, batch),
+            _ => self.run_once(manner, images),
         }
     }
 
     /// For a model with a fixed batch size: splits what is too long and pads what is too short with black images.
-    fn run_in_batches(
-        &mut self,
-        pixels: &[f32],
-        n: usize,
-        batch: usize,
-        height: usize,
-        width: usize,
-    ) -> Result<Features, OnnxError> {
-        let image_len = 3 * height * width;
+    fn run_in_batches(&mut self, images: Images<'_>, batch: usize) -> Result<Features, OnnxError> {
+        let image_len = 3 * images.height * images.width;
         let mut rows = Vec::new();
-        for chunk in pixels.chunks(batch * image_len) {
+        for chunk in images.pixels.chunks(batch * image_len) {
             let mut padded = chunk.to_vec();
             padded.resize(batch * image_len, 0.0);
-            let features = self.run_once(Manner::Sparing, &padded, batch, height, width)?;
+            let features = self.run_once(Manner::Sparing, Images { pixels: &padded, n: batch, ..images })?;
             let n_real = chunk.len() / image_len;
             rows.extend(features.to_host()?.iter().take(n_real * features.feature_dim()));
         }
-        Ok(Features::new(Rows::Host(rows), n, self.feature_dim()))
+        Ok(Features::new(Rows::Host(rows), images.n, self.feature_dim()))
     }
 
-    fn run_once(
-        &mut self,
-        manner: Manner,
-        pixels: &[f32],
-        n: usize,
-        height: usize,
-        width: usize,
-    ) -> Result<Features, OnnxError> {
+    fn run_once(&mut self, manner: Manner, images: Images<'_>) -> Result<Features, OnnxError> {
+        let Images { pixels, n, height, width } = images;
         let run_error = |source| OnnxError::Run { n, source };
         let (n_run, kept_dim) = match manner {
             Manner::Usual => (self.padded(n), self.kept_dim()),

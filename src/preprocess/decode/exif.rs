@@ -2,12 +2,23 @@
 
 use image::metadata::Orientation;
 
+use super::super::config::ExifOrientation;
 use super::super::resample::RgbImage;
 
 /// The tag of the orientation, in EXIF and in TIFF.
 const ORIENTATION: u16 = 0x0112;
 /// What it is called in an XMP packet.
 const XMP_ORIENTATION: &[u8] = b"tiff:Orientation";
+
+impl ExifOrientation {
+    /// The orientation, looked for only if it is to turn the image.
+    pub(super) fn asked(self, find: impl FnOnce() -> Orientation) -> Orientation {
+        match self {
+            Self::Ignore => Orientation::NoTransforms,
+            Self::Apply => find(),
+        }
+    }
+}
 
 /// The orientation that an EXIF block (a TIFF header and its directory) has, or if it has none, an XMP packet: in Pillow that
 /// counts then. A number that is no orientation turns nothing.

@@ -165,7 +165,7 @@ pub(super) fn decode(
     let format = Format::sniff(bytes).ok_or(ImageError::UnknownFormat)?;
     let decode = || match format {
         Format::Jpeg => jpeg(bytes, limits, exif, reduce),
-        Format::Png | Format::WebP | Format::Bmp => still::decode(format, bytes, limits).map(Stored::whole),
+        Format::Png | Format::WebP | Format::Bmp => still::decode(format, bytes, limits, exif).map(Stored::whole),
         Format::Gif => gif::decode(bytes, limits).map(Stored::whole),
         Format::Tiff => tiff::decode(bytes, limits).map(Stored::whole),
     };
@@ -173,15 +173,10 @@ pub(super) fn decode(
     // caller an answer and not the process a thread. They own no state that outlives the call.
     let Stored { image, orientation, full_size } =
         catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.malformed("the decoder panicked")))?;
-    Ok(match exif {
-        ExifOrientation::Ignore => Decoded { image, full_size },
-        ExifOrientation::Apply => {
-            Decoded { image: exif::transpose(image, orientation), full_size: exif::size(full_size, orientation) }
-        }
-    })
+    Ok(Decoded { image: exif::transpose(image, orientation), full_size: exif::size(full_size, orientation) })
 }
 
-/// What every decoder gives: the pixels as Pillow loads them, and how they are to be turned if anyone asks.
+/// What every decoder gives: the pixels as Pillow loads them, and how they are to be turned.
 type Pixels = (RgbImage, Orientation);
 
 /// The same, and the size as a whole.
@@ -205,12 +200,9 @@ fn jpeg(
 ) -> Result<Stored, ImageError> {
     let header = JpegHeader::read(bytes)?;
     header.check(limits)?;
-    let orientation = exif::orientation(header.exif, header.xmp);
+    let orientation = exif.asked(|| exif::orientation(header.exif, header.xmp));
     let full_size = (header.height, header.width);
-    let (height, width) = match exif {
-        ExifOrientation::Ignore => full_size,
-        ExifOrientation::Apply => exif::size(full_size, orientation),
-    };
+    let (height, width) = exif::size(full_size, orientation);
     let image = jpeg::decode(bytes, &header, reduce(height, width))?;
     Ok(Stored { image, orientation, full_size })
 }

@@ -6,11 +6,17 @@ use image::codecs::{bmp::BmpDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder};
 
+use super::super::config::ExifOrientation;
 use super::super::error::ImageError;
 use super::super::resample::RgbImage;
 use super::{DecodeLimits, Format, Pixels, exif, png_metadata, rgb};
 
-pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Pixels, ImageError> {
+pub(super) fn decode(
+    format: Format,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+    exif: ExifOrientation,
+) -> Result<Pixels, ImageError> {
     let reader = Cursor::new(bytes);
     let fail = |source| from_image_error(format, limits, source);
     match format {
@@ -19,15 +25,18 @@ pub(super) fn decode(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Res
             let mut any_side = limits.of_image_crate();
             (any_side.max_image_width, any_side.max_image_height) = (None, None);
             let decoder = PngDecoder::with_limits(reader, any_side).map_err(fail)?;
-            Ok((read(format, decoder, is_gray_png(bytes), limits)?, png_metadata::orientation(bytes)))
+            let image = read(format, decoder, is_gray_png(bytes), limits)?;
+            Ok((image, exif.asked(|| png_metadata::orientation(bytes))))
         }
         Format::WebP if !is_whole_webp(bytes) => Err(format.truncated()),
         Format::WebP => {
             let mut decoder = WebPDecoder::new(reader).map_err(fail)?;
-            // A broken EXIF block is no reason to refuse the picture.
-            let (exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
-            let image = read(format, decoder, false, limits)?;
-            Ok((image, exif::orientation(exif.as_deref(), xmp.as_deref())))
+            let orientation = exif.asked(|| {
+                // A broken EXIF block is no reason to refuse the picture.
+                let (exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
+                exif::orientation(exif.as_deref(), xmp.as_deref())
+            });
+            Ok((read(format, decoder, false, limits)?, orientation))
         }
         _ => {
             let mut image = read(format, BmpDecoder::new(reader).map_err(fail)?, false, limits)?;
