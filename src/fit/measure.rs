@@ -11,14 +11,14 @@ use super::{
 use crate::{
     dataset::Shot,
     evaluate::Evaluation,
-    heads::{Scores, Scoring, Weights},
+    heads::{RawRow, Scores, Scoring, Weights},
 };
 
 /// Rows that one thread looks at before the next piece; fixed, so that the sums do not depend on the number of threads.
 const ROWS_OF_A_THREAD: usize = 128;
 
 /// Rows whose scores are looked at under all settings before the next.
-const ROWS_OF_A_BLOCK: usize = 32;
+const ROWS_OF_A_BLOCK: usize = 8;
 
 /// Evaluates each of `scorings` on `samples`; they all are of heads with these `weights`. `shots` has the shot of each class.
 ///
@@ -144,9 +144,9 @@ impl<'a, 't> Scored<'a, 't> {
             let blocks: Vec<_> =
                 scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).zip(labels.chunks(ROWS_OF_A_BLOCK)).collect();
             let is_best = in_parallel(&blocks, |(block, labels)| {
+                let rows: Vec<RawRow> = block.chunks_exact(n_classes).map(RawRow::new).collect();
                 let of_setting = |scoring: &&Scoring| {
-                    let rows = block.chunks_exact(n_classes).zip(*labels);
-                    rows.map(|(raw, &label)| scoring.is_best(raw, label as usize)).collect()
+                    rows.iter().zip(*labels).map(|(raw, &label)| scoring.is_best(raw, label as usize)).collect()
                 };
                 scorings.iter().map(of_setting).collect::<Vec<Vec<bool>>>()
             });

@@ -33,7 +33,7 @@ pub use file::{FORMAT, HeadFile, HeadFileError};
 pub use head::{DeriveError, Head, HeadKind, Metric, Parameters, TrainPrior, Transform};
 pub use norms::{FOLLOWING_CORRELATION, NEAR_EQUAL_VARIATION, NormStatistics, NormWarning};
 pub(crate) use scoring::exp_of_negative;
-pub use scoring::{Prediction, Scores, Scoring, softmax, top_k};
+pub use scoring::{Prediction, RawRow, Scores, Scoring, softmax, top_k};
 pub use settings::{BiasMode, MAX_TAU, Settings, SettingsError, SettingsPatch};
 pub(crate) use weights::hash_values;
 pub use weights::{Digest, FeatureMap, NORM_EPSILON, Weights};

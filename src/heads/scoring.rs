@@ -1,7 +1,5 @@
 //! The `O(C)` part of a head: scale, shift, temperature, softmax and the k best classes.
 
-use std::ops::Range;
-
 use multiversion::multiversion;
 
 /// Below this all temperatures are one, should a head come with such: the best class has probability 1 either way, and no finite score overflows.
@@ -22,10 +20,45 @@ pub struct Scoring {
 /// The same in f32, which tells most classes apart; none if it does not reach so far.
 #[derive(Clone, Debug)]
 struct Screen {
-    scale: Vec<f32>,
-    /// Minus infinity for masked classes.
-    shift: Vec<f32>,
+    scale: Vec<Lanes>,
+    /// Minus infinity for masked classes, and behind the last one.
+    shift: Vec<Lanes>,
     largest_shift: f32,
+}
+
+/// What is computed at once, in vectors that lie in one line of the caches each: where they lie in two, as half of those of a
+/// plain slice do, reading them takes most of the time.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+struct Lanes([f32; LANES]);
+
+const LANES: usize = 32;
+
+impl Lanes {
+    /// The values, and `padding` behind the last one.
+    fn of(values: &[f32], padding: f32) -> Vec<Self> {
+        let mut lanes = vec![Self([padding; LANES]); values.len().div_ceil(LANES)];
+        for (lanes, values) in lanes.iter_mut().zip(values.chunks(LANES)) {
+            lanes.0[..values.len()].copy_from_slice(values);
+        }
+        lanes
+    }
+}
+
+/// The raw scores of one sample, to be asked for [the best](Scoring::is_best) under many settings.
+#[derive(Clone, Debug)]
+pub struct RawRow(Vec<Lanes>);
+
+impl RawRow {
+    /// A row of the matrix product, `[C]`.
+    #[must_use]
+    pub fn new(raw: &[f32]) -> Self {
+        Self(Lanes::of(raw, 0.0))
+    }
+
+    fn get(&self, class: usize) -> f32 {
+        self.0[class / LANES].0[class % LANES]
+    }
 }
 
 impl Screen {
@@ -33,13 +66,10 @@ impl Screen {
         let fits = |value: f64| value == 0.0 || (1e-30..1e30).contains(&value.abs());
         let unmasked = || scale.iter().zip(shift).zip(masked).filter(|(_, masked)| !**masked);
         let largest_shift = unmasked().map(|((_, shift), _)| shift.abs()).fold(0.0, f64::max) as f32;
+        let shift_or_mask = |(&shift, &masked)| if masked { f32::NEG_INFINITY } else { shift as f32 };
         unmasked().all(|((&scale, &shift), _)| fits(scale) && fits(shift)).then(|| Self {
-            scale: scale.iter().map(|&scale| scale as f32).collect(),
-            shift: shift
-                .iter()
-                .zip(masked)
-                .map(|(&shift, &masked)| if masked { f32::NEG_INFINITY } else { shift as f32 })
-                .collect(),
+            scale: Lanes::of(&scale.iter().map(|&scale| scale as f32).collect::<Vec<_>>(), 0.0),
+            shift: Lanes::of(&shift.iter().zip(masked).map(shift_or_mask).collect::<Vec<_>>(), f32::NEG_INFINITY),
             largest_shift,
         })
     }
@@ -48,13 +78,13 @@ impl Screen {
     ///
     /// Each of scale, shift, product and sum is rounded once, by 2⁻²⁴ of itself at most, so that a logit `z` is wrong by no
     /// more than `2⁻²² (|z| + |shift|)`, and a difference of two by both together.
-    fn is_best(&self, raw: &[f32], class: usize) -> Option<bool> {
+    fn is_best(&self, raw: &RawRow, class: usize) -> Option<bool> {
         const ERROR: f32 = 1.0 / (1 << 22) as f32;
-        let (scale, shift) = (&self.scale[..raw.len()], &self.shift[..raw.len()]);
-        let largest =
-            |classes: Range<usize>| largest_logit(&raw[classes.clone()], &scale[classes.clone()], &shift[classes]);
-        let others = largest(0..class).max(largest(class + 1..raw.len()));
-        let own = scale[class] * raw[class] + shift[class];
+        let (block, lane) = (class / LANES, class % LANES);
+        let (scale, mut shift) = (self.scale.get(block)?, self.shift[block]);
+        let own = scale.0[lane] * raw.0[block].0[lane] + shift.0[lane];
+        shift.0[lane] = f32::NEG_INFINITY;
+        let others = largest_logit(&raw.0, &self.scale, &self.shift, (block, &shift));
         let error = ERROR * (own.abs() + others.abs() + 2.0 * self.largest_shift) + f32::MIN_POSITIVE;
         // Not so if one of the two is no finite number.
         ((own - others).abs() > error && error.is_finite()).then_some(own > others)
@@ -118,18 +148,18 @@ impl Scoring {
     /// `‖g(x)‖²` to subtract, or where that is the same for all classes. `false` if the largest logit is not a finite number.
     ///
     /// # Panics
-    /// If `class` is not below the number of classes.
-    pub fn is_best(&self, raw: &[f32], class: usize) -> bool {
+    /// If the row has fewer classes than this.
+    pub fn is_best(&self, raw: &RawRow, class: usize) -> bool {
         let in_single = self.screen.as_ref().and_then(|screen| screen.is_best(raw, class));
         in_single.unwrap_or_else(|| self.best_class(raw) == Some(class))
     }
 
     /// The first class with the largest logit; `None` if that is not a finite number.
-    fn best_class(&self, raw: &[f32]) -> Option<usize> {
-        let classes = raw.iter().zip(&self.scale).zip(&self.shift).zip(&self.masked).enumerate();
+    fn best_class(&self, raw: &RawRow) -> Option<usize> {
+        let classes = self.scale.iter().zip(&self.shift).zip(&self.masked).enumerate();
         let mut best = (0, f64::NEG_INFINITY);
-        for (class, (((&raw, scale), shift), _)) in classes.filter(|(_, (_, masked))| !**masked) {
-            let logit = scale * f64::from(raw) + shift;
+        for (class, ((scale, shift), _)) in classes.filter(|(_, (_, masked))| !**masked) {
+            let logit = scale * f64::from(raw.get(class)) + shift;
             if logit > best.1 {
                 best = (class, logit);
             }
@@ -166,28 +196,24 @@ fn write_logits(
     all_finite
 }
 
-/// The largest `scale · raw + shift`, all of one length; a NaN does not count.
+/// The largest `scale · raw + shift`, all of one length, with another shift for one block; a NaN does not count.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-fn largest_logit(raw: &[f32], scale: &[f32], shift: &[f32]) -> f32 {
-    const LANES: usize = 32;
+fn largest_logit(raw: &[Lanes], scale: &[Lanes], shift: &[Lanes], (other, shift_of_other): (usize, &Lanes)) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut take = |raw: &[f32; LANES], scale: &[f32; LANES], shift: &[f32; LANES]| {
+    let mut take = |raw: &Lanes, scale: &Lanes, shift: &Lanes| {
         for lane in 0..LANES {
-            lanes[lane] = larger(scale[lane] * raw[lane] + shift[lane], lanes[lane]);
+            lanes[lane] = larger(scale.0[lane] * raw.0[lane] + shift.0[lane], lanes[lane]);
         }
     };
-    let (raws, rest) = raw.as_chunks::<LANES>();
-    let ((scales, rest_of_scale), (shifts, rest_of_shift)) = (scale.as_chunks::<LANES>(), shift.as_chunks::<LANES>());
-    for ((raw, scale), shift) in raws.iter().zip(scales).zip(shifts) {
+    let blocks = || raw.iter().zip(scale).zip(shift);
+    for ((raw, scale), shift) in blocks().take(other) {
         take(raw, scale, shift);
     }
-    let filled = |rest: &[f32], value: f32| {
-        let mut block = [value; LANES];
-        block[..rest.len()].copy_from_slice(rest);
-        block
-    };
-    take(&filled(rest, 0.0), &filled(rest_of_scale, 0.0), &filled(rest_of_shift, f32::NEG_INFINITY));
+    for ((raw, scale), shift) in blocks().skip(other + 1) {
+        take(raw, scale, shift);
+    }
+    take(&raw[other], &scale[other], shift_of_other);
     // By halves: one lane after the other took longer than the thousand classes before.
     let mut half = LANES / 2;
     while half > 0 {

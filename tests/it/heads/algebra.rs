@@ -1,7 +1,8 @@
 //! Properties of the algebra, for heads of every kind.
 
 use equipoise::heads::{
-    BiasMode, Head, HeadKind, MAX_TAU, Metric, Parameters, Scores, Scoring, SettingsPatch, Transform, softmax, top_k,
+    BiasMode, Head, HeadKind, MAX_TAU, Metric, Parameters, RawRow, Scores, Scoring, SettingsPatch, Transform, softmax,
+    top_k,
 };
 use ndarray::{Array1, Array2, Axis};
 use proptest::prelude::*;
@@ -235,6 +236,7 @@ proptest! {
             .filter(|&(class, _)| counts[class] > 0)
             .fold(None, |best: Option<(usize, f64)>, one| if best.is_none_or(|best| one.1 > best.1) { Some(one) } else { best });
         let scoring = Scoring::new(scale.clone(), shift.clone(), 1.0, Some(&counts));
+        let raw = RawRow::new(&raw);
         for class in 0..rows.len() {
             prop_assert_eq!(scoring.is_best(&raw, class), expected.is_some_and(|best| best.0 == class), "{}", class);
         }
