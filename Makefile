@@ -113,7 +113,7 @@ ort: $(ORT_STAMP) ## Fetch ONNX Runtime into .ort/
 $(ORT_STAMP):
 	@test -n "$(ORT_PLATFORM)" || { echo "no wheel is known for $$(uname -sm): set ORT_PLATFORM, or ORT_DYLIB_PATH to a library of your own"; exit 1; }
 	rm -rf $(ORT_DIR)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target $(ORT_DIR) --no-deps \
+	PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(ORT_DIR) --no-deps \
 		--only-binary=:all: --python-version 3.12 --implementation cp --platform $(ORT_PLATFORM) $(ORT_PACKAGE)==$(ORT_VERSION)
 	touch $@
 
