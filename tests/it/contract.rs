@@ -269,6 +269,24 @@ fn the_guide_to_metrics_lists_every_status() {
     }
 }
 
+/// The first block of a guide in a language.
+fn first_block<'a>(guide: &'a str, language: &str) -> &'a str {
+    let (_, rest) = guide.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+#[test]
+fn the_configuration_file_of_the_guide_is_read() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("equipoise.toml");
+    std::fs::write(&file, first_block(include_str!("../../docs/OPERATIONS.md"), "toml")).unwrap();
+    let mut options = equipoise::config::ServeOptions::default();
+    options.config = Some(file);
+    let options = options.with_file().unwrap();
+    assert_eq!(options.models, [folder.path().join("models/mine")]);
+    assert!(options.listen.is_some() && options.admin_listen.is_some() && options.log_format.is_some());
+}
+
 #[test]
 fn the_page_needs_nothing_from_elsewhere() {
     for foreign in ["http://", "https://", "src=\"", "@import", "url("] {
@@ -289,8 +307,7 @@ fn the_page_puts_nothing_in_as_html() {
 #[test]
 fn the_model_toml_of_the_guide_is_read() {
     let guide = include_str!("../../docs/MODEL.md");
-    let (_, rest) = guide.split_once("```toml\n").unwrap();
-    let (toml, _) = rest.split_once("```").unwrap();
+    let toml = first_block(guide, "toml");
     let folder = tempfile::TempDir::new().unwrap();
     for file in ["labels.txt", "train_counts.csv"] {
         std::fs::copy(crate::app::icons30().join(file), folder.path().join(file)).unwrap();

@@ -111,6 +111,11 @@ async fn the_families_are_those_of_the_documentation() {
         (name.starts_with("equipoise_") || name.starts_with("process_")).then_some(name)
     };
     let mut documented: BTreeSet<&str> = text.leak().lines().filter_map(first_cell).collect();
+    let alerts = include_str!("../../../docs/alerts.yml");
+    let is_of_a_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let asked_for: BTreeSet<&str> =
+        alerts.split(|c| !is_of_a_name(c)).filter(|word| word.starts_with("equipoise_")).collect();
+    assert!(asked_for.len() > 8 && asked_for.is_subset(&documented), "{asked_for:?}");
     for name in ONLY_ON_A_GPU {
         assert!(documented.remove(name) && !served.contains(name), "{name}");
     }
