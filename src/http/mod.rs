@@ -77,6 +77,8 @@ pub struct App {
     pub trusted_proxies: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
+    /// Bytes of a head file.
+    pub max_head_bytes: usize,
     bodies: Bodies,
     /// From a request's head to its answer.
     pub max_request_time: Duration,
@@ -96,6 +98,7 @@ impl App {
             rate_limiter: config.rate_limit.map(limiter),
             trusted_proxies: config.trust_forwarded_for,
             max_body_bytes: config.max_body_bytes,
+            max_head_bytes: config.max_head_bytes,
             bodies: Bodies::new(config.max_bodies_bytes),
             max_request_time: config.max_request_time,
             phase: AtomicU8::new(0),
