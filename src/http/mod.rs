@@ -88,6 +88,7 @@ pub struct App {
 impl App {
     /// An app that is loading.
     pub fn new(config: &Config, metrics: Arc<Metrics>, jobs: FitJobs, access: Access) -> Self {
+        metrics.announce_failures(ROUTES.map(|(route, _)| route), &error::REJECTIONS);
         let limiter = |limit: RateLimit| RateLimiter::new(limit.images_per_second, limit.burst);
         Self {
             registry: Registry::default(),
