@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     App, AppState,
-    aside::blocking,
+    aside::{blocking, computed},
     body,
     classify::deadline,
     error::ApiError,
@@ -238,7 +238,7 @@ pub(super) async fn roll_back(
 }
 
 /// Reads a JSON body, which must say that it is one.
-pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
+pub(super) async fn json_body<T: serde::de::DeserializeOwned + Send + 'static>(
     app: &App,
     Arrived(start): Arrived,
     headers: &HeaderMap,
@@ -251,7 +251,8 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     }
     let deadline = deadline(app, headers, start)?;
     let limit = app.max_body_bytes.min(MAX_JSON_BYTES);
-    body::json(&body::read(headers, body, limit, deadline).await?)
+    let body = body::read(headers, body, limit, deadline).await?;
+    computed(body.len() > body::QUICKLY_PARSED, deadline, move || body::json(&body)).await
 }
 
 pub(super) fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {

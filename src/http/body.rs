@@ -31,7 +31,7 @@ const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a body that has begun to come for which memory is asked at once.
 const MAX_AHEAD: usize = 1 << 20;
 /// Bytes of JSON, and of multipart, that are taken apart in a tenth of a millisecond or so.
-const QUICKLY_PARSED: usize = 16 << 10;
+pub(super) const QUICKLY_PARSED: usize = 16 << 10;
 const QUICKLY_SCANNED: usize = 256 << 10;
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
