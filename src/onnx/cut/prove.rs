@@ -192,3 +192,17 @@ impl<'a> Parts<'a> {
         Ok(logits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_like_nothing() {
+        let are_alike = |a: &[f32], b: &[f32]| is_small(largest_difference(a, b), TOLERANCE, largest(a));
+        assert!(are_alike(&[1.0, 0.0], &[1.0, 0.0]));
+        assert!(!are_alike(&[1.0, f32::INFINITY], &[1.0, f32::INFINITY]));
+        assert!(!are_alike(&[1.0, f32::INFINITY], &[1.0, 0.0]));
+        assert!(!are_alike(&[1.0, f32::NAN], &[1.0, f32::NAN]));
+    }
+}
