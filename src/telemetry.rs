@@ -31,7 +31,7 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
 /// own: control characters are spelt out.
 struct OneLine<W> {
     out: W,
-    /// Escape stays, with which lines are coloured; in what is logged it has been spelt out before.
+    /// Colours stay, and no other sequence of a terminal.
     keeps_colours: bool,
 }
 
@@ -39,16 +39,16 @@ impl<W: Write> Write for OneLine<W> {
     /// Takes a whole event, as the subscriber writes it.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        let is_harmful = |c: char| c.is_control() && !(self.keeps_colours && c == '\u{1b}');
         let (line, end) = text.strip_suffix('\n').map_or((&*text, ""), |line| (line, "\n"));
-        if !line.contains(is_harmful) {
+        let is_harmful = |(at, c): (usize, char)| c.is_control() && !(self.keeps_colours && is_colour(&line[at..]));
+        if !line.char_indices().any(is_harmful) {
             self.out.write_all(event)?;
             return Ok(event.len());
         }
         let mut safe = String::with_capacity(event.len());
-        for c in line.chars() {
+        for (at, c) in line.char_indices() {
             // Writing to a string does not fail.
-            let _ = if is_harmful(c) { write!(safe, "{}", c.escape_default()) } else { safe.write_char(c) };
+            let _ = if is_harmful((at, c)) { write!(safe, "{}", c.escape_default()) } else { safe.write_char(c) };
         }
         safe.push_str(end);
         self.out.write_all(safe.as_bytes())?;
@@ -58,6 +58,13 @@ impl<W: Write> Write for OneLine<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// Whether a text begins with a colour, as the subscriber writes them: the escape of others is spelt out, which it does itself in
+/// messages and errors alone.
+fn is_colour(text: &str) -> bool {
+    let code = text.strip_prefix("\u{1b}[").and_then(|rest| rest.split_once('m'));
+    code.is_some_and(|(code, _)| matches!(code.len(), 1 | 2) && code.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What a panic said.
@@ -79,7 +86,8 @@ mod tests {
         };
         assert_eq!(written("plain, café\n", false), "plain, café\n");
         assert_eq!(written("a\nERROR b\r\u{85}c\td\n", false), "a\\nERROR b\\r\\u{85}c\\td\n");
-        assert_eq!(written("\u{1b}[31mERROR\n", true), "\u{1b}[31mERROR\n");
+        assert_eq!(written("\u{1b}[31mERROR\u{1b}[0m\n", true), "\u{1b}[31mERROR\u{1b}[0m\n");
+        assert_eq!(written("\u{1b}[2J\u{1b}]0;m\u{1b}\n", true), "\\u{1b}[2J\\u{1b}]0;m\\u{1b}\n");
         assert_eq!(written("\u{1b}[31mERROR\n", false), "\\u{1b}[31mERROR\n");
     }
 }

@@ -6,7 +6,7 @@ use crate::onnx::{self, DeviceMemory, Features, OnnxError};
 
 /// What turns pixels into features: an ONNX session, or a stand-in that a test controls.
 pub trait Backbone: Send {
-    /// Features `[n, D]` of `n` images `[n, 3, height, width]`.
+    /// Features `[n, D]` of `n` images `[n, 3, height, width]`. What is not finite in a row is that image's matter.
     ///
     /// # Errors
     /// Those of the session.

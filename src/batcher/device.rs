@@ -45,11 +45,7 @@ fn in_halves(
         result => result,
     };
     let first = half(first, n_first)?;
-    let second = half(second, n - n_first).map_err(|error| match error {
-        OnnxError::NotFinite { image } => OnnxError::NotFinite { image: n_first + image },
-        other => other,
-    })?;
-    first.join(&second)
+    first.join(&half(second, n - n_first)?)
 }
 
 /// What a worker has added to the gauges of its model, which are the sums over all of its workers.

@@ -64,7 +64,7 @@ fn batcher_with(
     let (gone, ends) = mpsc::channel();
     let make = move || Box::new(RedPixel(gone.clone())) as Box<dyn Backbone>;
     let each = (0..n_workers).map(|_| make()).collect();
-    let backbones = Backbones { each, lone: has_lone.then(&make), occupancy: Occupancy::default() };
+    let backbones = Backbones { each, lone: has_lone.then(&make), image_size: None, occupancy: Occupancy::default() };
     let make = shuttle::sync::Mutex::new(make);
     let rebuild: Rebuild = Arc::new(move || match can_rebuild {
         true => Ok(make.lock().unwrap()()),

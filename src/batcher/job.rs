@@ -52,8 +52,8 @@ pub enum BatchError {
         /// What it takes, as far as that is known.
         reason: String,
     },
-    /// The features of a row are so large, or the temperature so small for them, that a logit is no finite float32.
-    #[error("row {row}: a logit is no finite float32")]
+    /// The features of a row are no finite float32, or so large, or the temperature so small for them, that a logit is none.
+    #[error("row {row}: a feature or a logit is no finite float32")]
     NotFinite {
         /// Its index in the request, from 0.
         row: usize,

@@ -27,6 +27,8 @@ pub struct Backbones {
     pub each: Vec<Box<dyn Backbone>>,
     /// One for images that come one at a time, if it is worth it: the same features, sooner, on cores that have nothing else to do.
     pub lone: Option<Box<dyn Backbone>>,
+    /// Height and width of the images that they have run already, if that is known before the first.
+    pub image_size: Option<(usize, usize)>,
     /// Of the cores that they run on.
     pub occupancy: Occupancy,
 }

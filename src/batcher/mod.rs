@@ -165,7 +165,7 @@ impl Batcher {
         };
         metrics.queue_capacity.set(i64::try_from(limits.queue_capacity).unwrap_or(i64::MAX));
         for (index, backbone) in backbones.each.into_iter().enumerate() {
-            let worker = Worker::new(index, backbone, shared.clone());
+            let worker = Worker::new(index, backbone, backbones.image_size, shared.clone());
             thread::Builder::new().name(format!("worker-{index}")).spawn(move || worker.run())?;
         }
         let places = Arc::new(Semaphore::new(limits.queue_capacity));

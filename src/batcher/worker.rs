@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     heads::Scores,
-    metrics::{ModelMetrics, Phase},
+    metrics::{IMAGE_SIZE, ModelMetrics, Phase},
     onnx::{self, Features, OnnxError},
     preprocess::Preprocessor,
     sync::{
@@ -70,9 +70,12 @@ enum Stop {
 }
 
 impl Worker {
-    pub(super) fn new(index: usize, backbone: Box<dyn Backbone>, shared: Shared) -> Self {
-        // Of that size it has been warmed.
-        let proved_size = shared.preprocessor.output_size();
+    pub(super) fn new(
+        index: usize,
+        backbone: Box<dyn Backbone>,
+        proved_size: Option<(usize, usize)>,
+        shared: Shared,
+    ) -> Self {
         Self {
             index,
             shared,
@@ -191,8 +194,8 @@ impl Worker {
     }
 
     /// Answers a group on which the model failed, and looks whether the session still works: on black images of a size with which
-    /// it has worked, so that no caller's image costs the others a session. If it does, another size is what the model cannot take.
-    /// Two of them, unless it failed on one: a backbone may have a session for single images.
+    /// it has worked, so that no caller's image costs the others a session; of the group's own where there is none yet. If it works,
+    /// and fails on black images of the group's size again, that size is what the model cannot take.
     fn fail(&mut self, group: Group, error: OnnxError) {
         let mut wrong_size = match (&error, group.size) {
             (OnnxError::ImageShape { expected, .. }, Some(_)) => Some(format!("it takes {expected}")),
@@ -201,23 +204,33 @@ impl Worker {
         if error.is_of_the_session() {
             // A head's session is made again when it is needed.
             self.scorers.clear();
-            if let (Some(size), Some((height, width))) = (group.size, self.proved_size) {
-                let (n, metrics) = (group.n.min(2), &self.shared.metrics);
-                let black = vec![0.0; n * 3 * height * width];
-                self.is_broken = device::run(&mut *self.backbone, &black, n, (height, width), metrics).is_err();
-                if !self.is_broken && size != (height, width) && !error.is_out_of_memory() {
+            if let Some(size) = group.size {
+                let (height, width) = self.proved_size.unwrap_or(size);
+                self.is_broken = self.fails_on_black(group.n, (height, width));
+                let may_be_too_odd = !self.is_broken && size != (height, width) && !error.is_out_of_memory();
+                if may_be_too_odd && self.fails_on_black(group.n, size) {
                     wrong_size = Some(format!("it failed on them, and not on {height} x {width}"));
                 }
             }
         }
         match (wrong_size, group.size) {
             (Some(reason), Some((height, width))) => {
-                tracing::warn!(%error, batch_size = group.n, "the model does not take images of {height} x {width}");
+                tracing::debug!(%error, batch_size = group.n, "the model does not take images of {height} x {width}");
                 let error = BatchError::ImageSize { index: 0, height, width, reason };
-                group.jobs.into_iter().for_each(|job| job.fail(error.clone()));
+                for job in group.jobs {
+                    self.shared.metrics.image_error(IMAGE_SIZE);
+                    job.fail(error.clone());
+                }
             }
             _ => fail_all(group, error),
         }
+    }
+
+    /// Runs black images: two of them, unless there was one. A backbone may have a session for single images.
+    fn fails_on_black(&mut self, n: usize, (height, width): (usize, usize)) -> bool {
+        let n = n.min(2);
+        let black = vec![0.0; n * 3 * height * width];
+        device::run(&mut *self.backbone, &black, n, (height, width), &self.shared.metrics).is_err()
     }
 
     fn process(&mut self, batch: Vec<Job>) {
@@ -316,7 +329,11 @@ impl Worker {
                 Wanted::Features => {
                     let dim = features.feature_dim();
                     let values = host_features.as_deref().and_then(|values| values.get(row * dim..(row + 1) * dim));
-                    values.map(|values| Output::Features(values.to_vec())).ok_or(BatchError::WorkerLost)
+                    let values = values.ok_or(BatchError::WorkerLost)?;
+                    match values.iter().all(|value| value.is_finite()) {
+                        true => Ok(Output::Features(values.to_vec())),
+                        false => Err(BatchError::NotFinite { row: offset }),
+                    }
                 }
                 Wanted::Predictions(heads) => heads
                     .iter()

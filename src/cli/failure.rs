@@ -1,20 +1,21 @@
 //! A failure as one line, and its exit code.
 
-use std::{io, process::ExitCode};
+use std::io;
 
 /// Wrong usage that shows only when several flags are looked at together, or a flag beside a file.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct WrongUsage(pub(super) String);
 
-/// 2 for wrong usage, 1 for a failure.
-pub(super) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(if error.is::<WrongUsage>() { 2 } else { 1 })
+/// Says on one line what failed; gives the exit code, 2 for wrong usage and 1 for a failure.
+pub(super) fn report(error: &anyhow::Error) -> u8 {
+    eprintln!("equipoise: {}", one_line(error));
+    if error.is::<WrongUsage>() { 2 } else { 1 }
 }
 
 /// What is wrong, then its causes, on one line. A cause that the text before it has already told is left out, and of a
 /// text of several lines those that draw the place in a file.
-pub(super) fn one_line(error: &anyhow::Error) -> String {
+fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let told = on_one_line(&cause.to_string());

@@ -88,9 +88,6 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if failure::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("equipoise: {}", failure::one_line(&error));
-            failure::exit_code(&error)
-        }
+        Err(error) => ExitCode::from(failure::report(&error)),
     }
 }

@@ -5,9 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::net::TcpListener;
 
-use super::failure::WrongUsage;
+use super::failure::{self, WrongUsage};
 use crate::{
     config::{ConfigError, ServeOptions, cores},
+    onnx::remove_copies,
     server::{self, Listeners, Server},
     telemetry,
 };
@@ -25,6 +26,8 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
         error if error.is_wrong_usage() => WrongUsage(error.to_string()).into(),
         error => anyhow::Error::from(error),
     })?;
+    #[cfg(target_os = "linux")]
+    raise_open_files(config.max_connections);
     let (listen, admin_listen) = (config.listen, config.admin_listen);
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(http_threads()).enable_all().build()?;
@@ -67,14 +70,32 @@ pub(super) fn run(options: ServeOptions) -> anyhow::Result<()> {
     });
     // Dropped, it would wait without a bound.
     runtime.shutdown_timeout(LAST_WAIT);
-    match outcome {
-        Ok(()) => leave(0),
-        Err(error) => Err(error),
+    leave(outcome.map_or_else(|error: anyhow::Error| i32::from(failure::report(&error)), |()| 0))
+}
+
+/// Lets the process have as many files open as the system allows it: each connection is one, and often only 1024 are allowed unless
+/// a process asks for more.
+#[cfg(target_os = "linux")]
+fn raise_open_files(max_connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
+    // There may be two listeners, and models, stores and pages of memory have files too.
+    let enough = (max_connections as u64).saturating_mul(2).saturating_add(256);
+    if let Some(maximum) = maximum.filter(|&maximum| maximum < enough) {
+        tracing::warn!(
+            maximum,
+            max_connections,
+            "the system allows {maximum} open files, which may be too few for {max_connections} connections on each listener"
+        );
     }
 }
 
 /// Ends the process as it is: workers may still be within ONNX Runtime, and crash when what that needs is torn down at a usual end.
 fn leave(code: i32) -> ! {
+    remove_copies();
     #[cfg(target_os = "linux")]
     #[allow(unsafe_code)]
     // SAFETY: it takes no pointer, and nothing of this process runs after it.

@@ -40,6 +40,19 @@ pub enum ConfigError {
         /// The one that belongs to it.
         needed: &'static str,
     },
+    /// A limit of one body that the limit of all would never let through.
+    #[error(
+        "`--{of_one}` is {bytes}, and all bodies together may take {max_bodies_bytes}: raise `--max-bodies-bytes` to that or \
+         lower `--{of_one}`"
+    )]
+    OneOverAll {
+        /// The flag of one.
+        of_one: &'static str,
+        /// What it says.
+        bytes: usize,
+        /// What all may take.
+        max_bodies_bytes: usize,
+    },
     /// A limit that lets nothing through.
     #[error("`--rate-limit-images-per-second` must be a number above 0, and is {value}")]
     RateLimit {
@@ -68,7 +81,7 @@ impl ConfigError {
     /// Whether the options are at fault, and no file.
     pub fn is_wrong_usage(&self) -> bool {
         match self {
-            Self::Alone { .. } | Self::RateLimit { .. } | Self::InsecureAdmin { .. } => true,
+            Self::Alone { .. } | Self::OneOverAll { .. } | Self::RateLimit { .. } | Self::InsecureAdmin { .. } => true,
             Self::File(_)
             | Self::Toml { .. }
             | Self::EmptyToken { .. }

@@ -130,8 +130,14 @@ pub struct ServeOptions {
     #[arg(long, env = "EQUIPOISE_MAX_BODY_BYTES", value_name = "BYTES")]
     pub max_body_bytes: Option<usize>,
 
-    /// Most that the bodies of all inference requests may take of the memory at once, in bytes; a request beyond it is answered
-    /// 503. Of each body the first 64 KiB are not counted [default: 2147483648]
+    /// Largest head file that is published over HTTP, in bytes; a larger one is answered 413. It bounds these uploads alone, in
+    /// place of --max-body-bytes [default: 1073741824, or --max-bodies-bytes if that is less]
+    #[arg(long, env = "EQUIPOISE_MAX_HEAD_BYTES", value_name = "BYTES")]
+    pub max_head_bytes: Option<usize>,
+
+    /// Most that the bodies of all requests may take of the memory at once, in bytes, those of feature sets excepted, which go to
+    /// the disk; a request beyond it is answered 503. Of each body the first 64 KiB are not counted. At least
+    /// --max-body-bytes and --max-head-bytes [default: 2147483648]
     #[arg(long, env = "EQUIPOISE_MAX_BODIES_BYTES", value_name = "BYTES")]
     pub max_bodies_bytes: Option<usize>,
 
@@ -308,6 +314,7 @@ impl ServeOptions {
             max_queue_delay_ms: self.max_queue_delay_ms.or(file.max_queue_delay_ms),
             max_request_time_ms: self.max_request_time_ms.or(file.max_request_time_ms),
             max_body_bytes: self.max_body_bytes.or(file.max_body_bytes),
+            max_head_bytes: self.max_head_bytes.or(file.max_head_bytes),
             max_bodies_bytes: self.max_bodies_bytes.or(file.max_bodies_bytes),
             max_feature_set_bytes: self.max_feature_set_bytes.or(file.max_feature_set_bytes),
             max_feature_sets_bytes: self.max_feature_sets_bytes.or(file.max_feature_sets_bytes),

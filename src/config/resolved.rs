@@ -76,7 +76,9 @@ pub struct Config {
     pub max_request_time: Duration,
     /// Bytes of a body.
     pub max_body_bytes: usize,
-    /// Bytes of all bodies of inference at once.
+    /// Bytes of a head file.
+    pub max_head_bytes: usize,
+    /// Bytes of all bodies at once, those of feature sets excepted.
     pub max_bodies_bytes: usize,
     /// Bytes of a feature set.
     pub max_feature_set_bytes: u64,
@@ -147,6 +149,14 @@ impl ServeOptions {
             return Err(ConfigError::InsecureAdmin { address });
         }
         let rate_limit = rate_limit(self.rate_limit_images_per_second, self.rate_limit_burst.map(NonZeroU32::get))?;
+        let max_bodies_bytes = self.max_bodies_bytes.unwrap_or(2 << 30);
+        let max_body_bytes = self.max_body_bytes.unwrap_or(32 << 20);
+        let max_head_bytes = self.max_head_bytes.unwrap_or(max_bodies_bytes.min(1 << 30));
+        for (of_one, bytes) in [("max-body-bytes", max_body_bytes), ("max-head-bytes", max_head_bytes)] {
+            if max_bodies_bytes < bytes {
+                return Err(ConfigError::OneOverAll { of_one, bytes, max_bodies_bytes });
+            }
+        }
         let models =
             if self.models.is_empty() { vec![shipped_model().ok_or(ConfigError::NoModel)?] } else { self.models };
         let milliseconds = |value: Option<u64>, default| Duration::from_millis(value.unwrap_or(default));
@@ -169,8 +179,9 @@ impl ServeOptions {
             max_batch_size: self.max_batch_size.map(NonZeroUsize::get),
             max_queue_delay: milliseconds(self.max_queue_delay_ms, 0),
             max_request_time: milliseconds(self.max_request_time_ms, 30_000),
-            max_body_bytes: self.max_body_bytes.unwrap_or(32 << 20),
-            max_bodies_bytes: self.max_bodies_bytes.unwrap_or(2 << 30),
+            max_body_bytes,
+            max_head_bytes,
+            max_bodies_bytes,
             max_feature_set_bytes: self.max_feature_set_bytes.unwrap_or(4 << 30),
             max_feature_sets_bytes: self.max_feature_sets_bytes.unwrap_or(64 << 30),
             fit_queue_capacity: self.fit_queue_capacity.map_or(16, NonZeroUsize::get),
@@ -265,6 +276,29 @@ mod tests {
         let config = of(flags);
         assert_eq!((config.require_auth, config.trust_forwarded_for), (false, 0));
         assert_eq!(config.rate_limit, Some(RateLimit { images_per_second: 0.1, burst: 1 }));
+    }
+
+    #[test]
+    fn all_bodies_together_may_take_what_one_may() {
+        let resolve = |body, head, bodies| {
+            let options = ServeOptions {
+                models: vec!["m".into()],
+                state_dir: Some("s".into()),
+                max_body_bytes: body,
+                max_head_bytes: head,
+                max_bodies_bytes: bodies,
+                ..ServeOptions::default()
+            };
+            options.resolve().map(|config| config.max_head_bytes)
+        };
+        assert_eq!(resolve(None, None, None).ok(), Some(1 << 30));
+        assert_eq!(resolve(Some(1 << 31), None, Some(1 << 31)).ok(), Some(1 << 30));
+        assert_eq!(resolve(Some(1 << 20), None, Some(1 << 20)).ok(), Some(1 << 20));
+        for (body, head, bodies) in
+            [(Some(1 << 32), None, None), (None, None, Some(1 << 20)), (None, Some(1 << 32), None)]
+        {
+            assert!(matches!(resolve(body, head, bodies), Err(ConfigError::OneOverAll { .. })));
+        }
     }
 
     #[test]

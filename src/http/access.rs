@@ -73,7 +73,7 @@ fn need(method: &Method, route: Option<&str>, path: &str, has_admin: bool) -> Ne
         // Whether something is there is not for everybody to know.
         return if has_admin && is_admin(path) { Always(Operate) } else { Nothing };
     };
-    let method = if *method == Method::HEAD { "GET" } else { method.as_str() };
+    let method = asked(method);
     let mut of_route = NEEDS.iter().filter(|(_, path, _)| *path == route);
     if let Some((_, _, need)) = of_route.clone().find(|(of, _, _)| *of == method) {
         return *need;
@@ -85,6 +85,11 @@ fn need(method: &Method, route: Option<&str>, path: &str, has_admin: bool) -> Ne
         // A route that was forgotten above; the tests would tell.
         None => Always(Admin),
     }
+}
+
+/// The method of the table: `HEAD` asks what `GET` does.
+pub(super) fn asked(method: &Method) -> &str {
+    if *method == Method::HEAD { "GET" } else { method.as_str() }
 }
 
 fn is_admin(path: &str) -> bool {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     App, AppState,
-    aside::blocking,
+    aside::{blocking, computed},
     body,
     classify::deadline,
     error::ApiError,
@@ -27,6 +27,9 @@ use crate::{
     json::{name, present, present_name},
     registry::{Changed, Edit, HeadId, Model, PublishedHead, RegistryError, is_valid_name, parse_head_reference},
 };
+
+/// Of JSON below `/admin`. It is read as a tree of values, which takes a hundred times what its text does.
+const MAX_JSON_BYTES: usize = 1 << 20;
 
 #[derive(Serialize)]
 pub(super) struct HeadList {
@@ -142,7 +145,9 @@ pub(super) async fn put_head(
         }
         None | Some("application/octet-stream") => {
             let deadline = deadline(&app, &headers, arrived.0)?;
-            let file = body::read(&headers, body, app.max_body_bytes, deadline).await?;
+            let mut room = app.bodies.room();
+            let file = body::read_in(Some(&mut room), &headers, body, app.max_head_bytes, deadline).await?;
+            let file = Arc::new(room).hold(file);
             Box::new(move |model, edit, name| model.publish_file(edit, name, &file))
         }
         Some(found) => {
@@ -233,7 +238,7 @@ pub(super) async fn roll_back(
 }
 
 /// Reads a JSON body, which must say that it is one.
-pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
+pub(super) async fn json_body<T: serde::de::DeserializeOwned + Send + 'static>(
     app: &App,
     Arrived(start): Arrived,
     headers: &HeaderMap,
@@ -245,7 +250,9 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
         Some(found) => return Err(ApiError::UnsupportedMediaType { found, expected: "application/json" }),
     }
     let deadline = deadline(app, headers, start)?;
-    body::json(&body::read(headers, body, app.max_body_bytes, deadline).await?)
+    let limit = app.max_body_bytes.min(MAX_JSON_BYTES);
+    let body = body::read(headers, body, limit, deadline).await?;
+    computed(body.len() > body::QUICKLY_PARSED, deadline, move || body::json(&body)).await
 }
 
 pub(super) fn reference(head: &str) -> Result<(&str, Option<u32>), ApiError> {

@@ -31,7 +31,7 @@ const MAX_DRAIN_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a body that has begun to come for which memory is asked at once.
 const MAX_AHEAD: usize = 1 << 20;
 /// Bytes of JSON, and of multipart, that are taken apart in a tenth of a millisecond or so.
-const QUICKLY_PARSED: usize = 16 << 10;
+pub(super) const QUICKLY_PARSED: usize = 16 << 10;
 const QUICKLY_SCANNED: usize = 256 << 10;
 
 /// Reads a whole body of at most `limit` bytes before `deadline`.
@@ -133,28 +133,35 @@ impl InputsForm {
         }
     }
 
-    /// The images or features of a body of this form, for this model.
+    /// The images or features of a body of this form, for this model. The images keep the room of the body.
     pub(super) async fn parse(
         self,
         headers: &HeaderMap,
-        body: Bytes,
+        (body, room): (Bytes, Room),
         model: &Model,
         deadline: Instant,
     ) -> Result<Inputs, ApiError> {
-        match self {
-            Self::Image => Ok(Inputs::Images(vec![body])),
+        let room = Arc::new(room);
+        let body = room.hold(body);
+        let inputs = match self {
+            Self::Image => return Ok(Inputs::Images(vec![body])),
             Self::Multipart => {
                 let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
                 let boundary = multer::parse_boundary(content_type.unwrap_or_default()).map_err(broken_multipart)?;
                 let capacity = model.batcher().limits().queue_capacity;
                 let is_long = body.len() > QUICKLY_SCANNED;
-                computed(is_long, deadline, move || multipart(boundary, body, capacity)).await
+                computed(is_long, deadline, move || multipart(boundary, body, capacity)).await?
             }
             Self::Json => {
                 let feature_dim = model.feature_dim();
-                computed(body.len() > QUICKLY_PARSED, deadline, move || json_inputs(&body, feature_dim)).await
+                computed(body.len() > QUICKLY_PARSED, deadline, move || json_inputs(&body, feature_dim)).await?
             }
-        }
+        };
+        Ok(match inputs {
+            // They are copies of what is in the body.
+            Inputs::Images(images) => Inputs::Images(images.into_iter().map(|image| room.hold(image)).collect()),
+            features @ Inputs::Features { .. } => features,
+        })
     }
 }
 

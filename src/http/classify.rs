@@ -77,7 +77,7 @@ async fn answer(app: &App, model: Arc<Model>, question: Question) -> Result<Resp
     allowance.look()?;
     let mut room = app.bodies.room();
     let body = body::read_in(Some(&mut room), &headers, body, app.max_body_bytes, deadline).await?;
-    let inputs = allowance.count(form.parse(&headers, body, &model, deadline).await)?;
+    let inputs = allowance.count(form.parse(&headers, (body, room), &model, deadline).await)?;
     let outputs = model.batcher().run(inputs, Wanted::Predictions(requests), deadline).await?;
     let is_long = outputs.n_predictions() > QUICKLY_WRITTEN;
     let write = move || Ok(Json(ClassifyResponse::new(&model, &heads, outputs, start)).into_response());

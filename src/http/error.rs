@@ -12,6 +12,28 @@ use crate::{
     registry::RegistryError,
 };
 
+/// What [`ApiError::rejection`] can say.
+pub(super) const REJECTIONS: [&str; 18] = [
+    "overloaded",
+    "too_many_images",
+    "deadline_exceeded",
+    "body_too_large",
+    "feature_set_too_large",
+    "insufficient_storage",
+    "body_timeout",
+    "unauthorized",
+    "forbidden",
+    "role_too_small",
+    "rate_limited",
+    "loading",
+    "model_unavailable",
+    "state_contended",
+    "generation_not_reached",
+    "fit_queue_full",
+    "too_many_evaluations",
+    "shutting_down",
+];
+
 /// Why a request is not answered as asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ApiError {

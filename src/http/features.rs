@@ -48,7 +48,7 @@ pub(super) async fn features(
     allowance.look()?;
     let mut room = app.bodies.room();
     let body = body::read_in(Some(&mut room), &headers, body, app.max_body_bytes, deadline).await?;
-    let inputs = allowance.count(form.parse(&headers, body, model, deadline).await)?;
+    let inputs = allowance.count(form.parse(&headers, (body, room), model, deadline).await)?;
     let outputs = model.batcher().run(inputs, Wanted::Features, deadline).await?;
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let as_npy = accept.split(',').any(|range| range.split(';').next().is_some_and(|kind| kind.trim() == NPY));

@@ -22,7 +22,7 @@ use super::{
     App,
     access::{Door, authorize},
     body::SharedBody,
-    error::ApiError,
+    error::{ApiError, REJECTIONS},
 };
 use crate::telemetry::panic_message;
 
@@ -80,6 +80,7 @@ pub(super) async fn observe(State(door): State<Door>, mut request: Request, next
     let mut response = catch_panics(authorize(door, request, next)).instrument(span.clone()).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         if let Some(reason) = error.rejection() {
+            debug_assert!(REJECTIONS.contains(&reason), "{reason}");
             app.metrics.rejected.with_label_values(&[reason]).inc();
         }
         if response.status().is_server_error() && error.rejection().is_none() {

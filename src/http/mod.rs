@@ -77,6 +77,8 @@ pub struct App {
     pub trusted_proxies: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
+    /// Bytes of a head file.
+    pub max_head_bytes: usize,
     bodies: Bodies,
     /// From a request's head to its answer.
     pub max_request_time: Duration,
@@ -86,6 +88,7 @@ pub struct App {
 impl App {
     /// An app that is loading.
     pub fn new(config: &Config, metrics: Arc<Metrics>, jobs: FitJobs, access: Access) -> Self {
+        metrics.announce_failures(ROUTES.map(|(route, _)| route), &error::REJECTIONS);
         let limiter = |limit: RateLimit| RateLimiter::new(limit.images_per_second, limit.burst);
         Self {
             registry: Registry::default(),
@@ -96,6 +99,7 @@ impl App {
             rate_limiter: config.rate_limit.map(limiter),
             trusted_proxies: config.trust_forwarded_for,
             max_body_bytes: config.max_body_bytes,
+            max_head_bytes: config.max_head_bytes,
             bodies: Bodies::new(config.max_bodies_bytes),
             max_request_time: config.max_request_time,
             phase: AtomicU8::new(0),

@@ -1,12 +1,12 @@
 //! Queries: read strictly, and refused where nothing is read from one.
 
-use axum::{
-    extract::{MatchedPath, Request},
-    http::Method,
-};
+use axum::extract::{MatchedPath, Request};
 use serde::de::DeserializeOwned;
 
-use super::{access::NEEDS, error::ApiError};
+use super::{
+    access::{NEEDS, asked},
+    error::ApiError,
+};
 
 /// The routes that read a query, and look through it themselves.
 const READERS: [(&str, &str); 5] = [
@@ -23,7 +23,7 @@ pub(super) fn refuse_unread(request: &Request) -> Result<(), ApiError> {
     let query = request.uri().query().unwrap_or_default();
     let Some(pair) = query.split('&').find(|pair| !pair.is_empty()) else { return Ok(()) };
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let method = if *request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
+    let method = asked(request.method());
     // A method that the route does not take is 405, with a query or without.
     let is_taken = || NEEDS.iter().any(|(of, path, _)| (*of, *path) == (method, route));
     let is_api = route.starts_with("/v1/") || route.starts_with("/admin/v1/");

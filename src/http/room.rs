@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use super::error::ApiError;
@@ -11,14 +12,14 @@ const FREE_BYTES: usize = 64 << 10;
 /// What is counted.
 const UNIT_BYTES: usize = 1 << 10;
 
-/// What the bodies of all requests may take together, the callers' of inference: whoever may not be known.
+/// What the bodies of all requests may take together: images and features, whose callers may not be known, and head files.
 #[derive(Clone, Debug)]
 pub(super) struct Bodies {
     units: Arc<Semaphore>,
     max_bytes: usize,
 }
 
-/// What one body takes of it, until it is dropped.
+/// What one body takes of it, until this and all that [`Room::hold`] gave are dropped.
 #[derive(Debug)]
 pub(super) struct Room {
     bodies: Bodies,
@@ -58,6 +59,26 @@ impl Room {
         }
         Ok(())
     }
+
+    /// Bytes of the body, which keep its room: they may wait in the queue long after their request has ended.
+    pub(super) fn hold(self: &Arc<Self>, bytes: Bytes) -> Bytes {
+        match self.taken {
+            None => bytes,
+            Some(_) => Bytes::from_owner(InRoom { bytes, _room: Arc::clone(self) }),
+        }
+    }
+}
+
+struct InRoom {
+    // It goes before the room does.
+    bytes: Bytes,
+    _room: Arc<Room>,
+}
+
+impl AsRef<[u8]> for InRoom {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +94,12 @@ mod tests {
         second.grow(FREE_BYTES + (256 << 10)).unwrap();
         assert!(matches!(second.grow(FREE_BYTES + (256 << 10) + 1), Err(ApiError::BodiesTooLarge { .. })));
         bodies.room().grow(FREE_BYTES).unwrap();
-        drop(first);
+        let held = Arc::new(first).hold(Bytes::from_static(b"an image of it"));
+        let piece = held.slice(3..8);
+        drop(held);
+        assert!(second.grow(FREE_BYTES + (1 << 20)).is_err());
+        assert_eq!(piece, "image");
+        drop(piece);
         second.grow(FREE_BYTES + (1 << 20)).unwrap();
     }
 }

@@ -15,13 +15,17 @@ pub use resolved::{FeatureSetMetrics, FitMetrics, HeadMetrics, ModelMetrics, Sta
 
 use crate::{dataset::Shot, preprocess::ImageError};
 
-/// From 50 microseconds to 10 seconds: a small head takes 20 microseconds, a request that waits behind a full queue seconds.
-const SECONDS: [f64; 17] =
-    [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// From 50 microseconds to 30 seconds: a small head takes 20 microseconds, a request that waits behind a full queue seconds, and
+/// none more than 30 unless the operator says so.
+const SECONDS: [f64; 18] =
+    [5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// From a tenth of a second to a day.
 const FIT_SECONDS: [f64; 12] = [0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
 const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 const PROBABILITIES: [f64; 10] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
+/// The reason of an image that was read and has a size that its model does not take.
+pub(crate) const IMAGE_SIZE: &str = "size";
 
 /// A phase of the serving line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub struct Metrics {
     pub requests_in_flight: IntGauge,
     /// Requests refused before any work was done on them, by reason.
     pub rejected: IntCounterVec,
-    /// Images that could not be read, by reason.
+    /// Images that could not be read, or have a size that their model does not take, by reason.
     pub image_errors: IntCounterVec,
     /// Whether the server is ready for requests: 1 or 0.
     pub ready: IntGauge,
@@ -122,7 +126,11 @@ impl Metrics {
                 IntGauge::new("equipoise_requests_in_flight", "Requests being worked on"),
             ),
             rejected: counter("equipoise_rejected_total", "Requests refused before work on them", &["reason"]),
-            image_errors: counter("equipoise_image_errors_total", "Images that could not be read", &["reason"]),
+            image_errors: counter(
+                "equipoise_image_errors_total",
+                "Images that could not be read, or have a size that is not taken",
+                &["reason"],
+            ),
             ready: register(&registry, IntGauge::new("equipoise_ready", "1 when the server takes requests, else 0")),
             reloads: counter(
                 "equipoise_reloads_total",
@@ -232,11 +240,8 @@ impl Metrics {
         );
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         // Series that exist at zero: a rate over one that appears with its first event would miss it.
-        for reason in ImageError::REASONS {
+        for reason in ImageError::REASONS.into_iter().chain([IMAGE_SIZE]) {
             metrics.image_errors.with_label_values(&[reason]);
-        }
-        for reason in ["overloaded", "deadline_exceeded"] {
-            metrics.rejected.with_label_values(&[reason]);
         }
         for file in ["tokens", "certificate"] {
             metrics.file_stale.with_label_values(&[file]);
@@ -251,6 +256,16 @@ impl Metrics {
             tracing::warn!(%error, "no process metrics");
         }
         metrics
+    }
+
+    /// Lets the series of failures and refusals be there from the start.
+    pub fn announce_failures<'a>(&self, routes: impl IntoIterator<Item = &'a str>, rejections: &[&str]) {
+        for route in routes {
+            self.requests.with_label_values(&[route, "500"]);
+        }
+        for reason in rejections {
+            self.rejected.with_label_values(&[*reason]);
+        }
     }
 
     /// The metrics of one model, with their labels resolved.

@@ -50,7 +50,7 @@ impl ModelMetrics {
         self.device_memory.with_label_values(&[&*self.model, kind])
     }
 
-    /// Counts an image that could not be read.
+    /// Counts an image that could not be read, or whose size the model does not take.
     pub fn image_error(&self, reason: &str) {
         self.image_errors.with_label_values(&[reason]).inc();
     }

@@ -5,7 +5,8 @@
 //! a file of their own, and the sessions are made of that: they map the file, and the system keeps its pages once for all of
 //! them. The files are gone again as soon as they are mapped.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use ort::logging::LogLevel;
 use ort::session::Session;
@@ -21,6 +22,17 @@ use super::session::{Backbone, named};
 const WEIGHTS: &str = "weights.bin";
 /// Smaller ones stay in the graph.
 const SMALLEST_WEIGHTS_BYTES: &str = "1024";
+
+/// Where copies have been made. What is gone is no longer there to be removed.
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the copies that are being made, for the end of a process that does not wait for that: they are as large as the weights.
+pub(crate) fn remove_copies() {
+    for folder in FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // Nobody is left who could do something about it.
+        let _ = std::fs::remove_dir_all(folder);
+    }
+}
 
 impl Backbone {
     /// Backbones like this one, one for each of `options`, made of the same file, that hold its weights once if they run on the
@@ -84,6 +96,7 @@ fn sharing_sessions(
     let first = options.first().ok_or("no session")?;
     let runtime = library::init(None)?;
     let folder = tempfile::tempdir()?;
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).push(folder.path().to_owned());
     let path = folder.path().join("backbone.onnx");
     let mut optimising = configure(runtime, first, Provider::Cpu, base_dir)?
         // It warns that the file is for this machine alone, which is where it stays.
@@ -97,4 +110,18 @@ fn sharing_sessions(
         builder.with_optimization_level(GraphOptimizationLevel::Disable)?.commit_from_file(&path)
     };
     Ok(options.iter().map(session).collect::<ort::Result<_>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_that_are_being_made_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(WEIGHTS), "large").unwrap();
+        FOLDERS.lock().unwrap().push(folder.path().to_owned());
+        remove_copies();
+        assert!(!folder.path().exists());
+    }
 }

@@ -65,20 +65,21 @@ impl Features {
     /// These rows and then those of `after`, on the host. Both are of one backbone.
     ///
     /// # Errors
-    /// Those of [`Features::to_host`] and [`Features::from_host`].
+    /// Those of [`Features::to_host`].
     pub fn join(&self, after: &Self) -> Result<Self, OnnxError> {
         let rows = [self.to_host()?, after.to_host()?].concat();
-        Self::from_host(rows, self.n + after.n, self.feature_dim)
+        Ok(Self::new(Rows::Host(rows), self.n + after.n, self.feature_dim))
     }
 
     pub(super) fn rows(&self) -> &Rows {
         &self.rows
     }
 
-    /// The rows on the host: borrowed if they are there, else copied from the device.
+    /// The rows on the host: borrowed if they are there, else copied from the device. Those that a backbone computed may hold NaN
+    /// and infinity.
     ///
     /// # Errors
-    /// [`OnnxError::Run`] if the copy fails, [`OnnxError::NotFinite`] if the device computed NaN or infinity.
+    /// [`OnnxError::Run`] if the copy fails.
     pub fn to_host(&self) -> Result<Cow<'_, [f32]>, OnnxError> {
         match &self.rows {
             Rows::Host(rows) => Ok(Cow::Borrowed(rows)),
@@ -88,7 +89,6 @@ impl Features {
                 let copy = tensor.to(AllocationDevice::CPU, 0).map_err(run_error)?;
                 let (_, rows) = copy.try_extract_tensor::<f32>().map_err(run_error)?;
                 let rows = rows.get(..self.n * self.feature_dim).unwrap_or(rows);
-                check_finite(rows, self.feature_dim)?;
                 Ok(Cow::Owned(rows.to_vec()))
             }
         }
@@ -97,7 +97,7 @@ impl Features {
 
 /// # Errors
 /// [`OnnxError::NotFinite`] with the index of the first row that holds NaN or infinity.
-pub(super) fn check_finite(rows: &[f32], row_len: usize) -> Result<(), OnnxError> {
+fn check_finite(rows: &[f32], row_len: usize) -> Result<(), OnnxError> {
     match rows.chunks_exact(row_len.max(1)).position(|row| !row.iter().all(|x| x.is_finite())) {
         Some(image) => Err(OnnxError::NotFinite { image }),
         None => Ok(()),

@@ -36,6 +36,7 @@ mod scorer;
 mod session;
 
 pub use batch_sizes::sizes_to_warm;
+pub(crate) use copies::remove_copies;
 pub use cuda::CudaOptions;
 pub use cut::{
     CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,

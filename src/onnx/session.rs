@@ -12,7 +12,7 @@ use super::contract::{FeatureOutput, ImageInput, check_file, feature_output, ima
 use super::device::{DeviceChoice, Provider, SessionOptions, backbone_providers_to_try};
 use super::device_memory::{DeviceMemory, OnDevice};
 use super::error::OnnxError;
-use super::features::{Features, Rows, check_finite};
+use super::features::{Features, Rows};
 use super::library;
 
 /// A backbone network in an ONNX Runtime session, on CUDA in two: images `[n,3,H,W]` to features `[n,D]`.
@@ -202,7 +202,7 @@ impl Backbone {
     /// not fit the memory is let be: such a batch is run in parts.
     ///
     /// # Errors
-    /// Those of [`Backbone::run`], features that are not finite excepted. With [`DeviceChoice::Auto`] the first failure on
+    /// Those of [`Backbone::run`]. With [`DeviceChoice::Auto`] the first failure on
     /// CUDA loads the model on the CPU instead; it never happens after a run has worked.
     pub fn warm_up(&mut self, batch_sizes: &[usize], height: usize, width: usize) -> Result<(), OnnxError> {
         for &n in batch_sizes.iter().filter(|&&n| n != 0) {
@@ -229,18 +229,14 @@ impl Backbone {
     /// A run, and its features on the host. `ort` copies them from a device with a session that it makes the first time and keeps:
     /// rather now than when a request waits for it, and memory may have run out.
     fn rehearse(&mut self, images: Images<'_>) -> Result<(), OnnxError> {
-        let features = self.run_unchecked(Manner::Usual, images)?;
-        match features.to_host() {
-            Ok(_) | Err(OnnxError::NotFinite { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.run_as(Manner::Usual, images)?.to_host().map(|_| ())
     }
 
-    /// Computes the features of `n` images, given as `[n,3,height,width]`.
+    /// Computes the features of `n` images, given as `[n,3,height,width]`. Those of an image may be NaN or infinite: that is a
+    /// matter of this image, for whoever reads its row, and of no other.
     ///
     /// # Errors
-    /// [`OnnxError::ImageShape`], [`OnnxError::Run`], [`OnnxError::OutputShape`], and [`OnnxError::NotFinite`] with the
-    /// index of the first image whose features are not; on CUDA the features are not looked at here, but by the head.
+    /// [`OnnxError::ImageShape`], [`OnnxError::Run`] and [`OnnxError::OutputShape`].
     pub fn run(&mut self, pixels: &[f32], n: usize, height: usize, width: usize) -> Result<Features, OnnxError> {
         let images = self.images(pixels, n, height, width)?;
         self.run_as(Manner::Usual, images)
@@ -260,14 +256,6 @@ impl Backbone {
     ) -> Result<Features, OnnxError> {
         let images = self.images(pixels, n, height, width)?;
         self.run_as(Manner::Sparing, images)
-    }
-
-    fn run_as(&mut self, manner: Manner, images: Images<'_>) -> Result<Features, OnnxError> {
-        let features = self.run_unchecked(manner, images)?;
-        if let Rows::Host(rows) = features.rows() {
-            check_finite(rows, features.feature_dim())?;
-        }
-        Ok(features)
     }
 
     /// The images, if there are as many pixels as they should have and the model takes their size.
@@ -291,9 +279,9 @@ impl Backbone {
         OnnxError::ImageShape { expected, n, height, width, len }
     }
 
-    fn run_unchecked(&mut self, manner: Manner, images: Images<'_>) -> Result<Features, OnnxError> {
+    fn run_as(&mut self, manner: Manner, images: Images<'_>) -> Result<Features, OnnxError> {
         if let (1, Some(single)) = (images.n, &mut self.single) {
-            let features = single.run_unchecked(manner, images)?;
+            let features = single.run_as(manner, images)?;
             self.output.feature_dim = Some(features.feature_dim());
             return Ok(features);
         }

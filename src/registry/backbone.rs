@@ -150,6 +150,7 @@ pub(super) fn warm_up(
     options: &LoadOptions,
 ) -> Result<Backbones, LoadError> {
     let given = preprocessor.output_size();
+    let image_size = backbones.sessions.first().and_then(|session| session.image_size(given));
     let mut each: Vec<Box<dyn Backbone>> = Vec::with_capacity(backbones.sessions.len());
     for mut session in backbones.sessions {
         if let (Some((height, width)), (Some(expected_height), Some(expected_width))) = (given, session.input_size())
@@ -163,7 +164,7 @@ pub(super) fn warm_up(
     }
     // It has run already, when it was compared, and is given nothing but single images.
     let lone = backbones.lone.map(|lone| -> Box<dyn Backbone> { Box::new(lone) });
-    Ok(Backbones { each, lone, occupancy: options.occupancy.clone() })
+    Ok(Backbones { each, lone, image_size, occupancy: options.occupancy.clone() })
 }
 
 /// Runs a session once at each batch size that is to be warmed, if it is known of which size the images are.

@@ -76,7 +76,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
     let id = store.manifest(1).unwrap().unwrap().id;
     let config = serde_json::from_str(r#"{"mean": [0, 0, 0], "std": [1, 1, 1]}"#).unwrap();
     let batcher = Batcher::start(
-        Backbones { each: Vec::new(), lone: None, occupancy: Occupancy::default() },
+        Backbones { each: Vec::new(), lone: None, image_size: None, occupancy: Occupancy::default() },
         Arc::new(|| Err("there is none".into())),
         Preprocessor::new(config, DecodeLimits::default()).unwrap(),
         None,

@@ -195,8 +195,9 @@ pub fn load_model_with(
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
     let source = BackboneSource::new(directory, (backbones.is_cut, provider), &preprocessor, options)?;
     let lone_threads = if backbones.lone.is_some() { options.lone_threads } else { options.session.threads };
-    let Backbones { each, lone, occupancy } = warm_up(directory, backbones, &preprocessor, options)?;
-    let backbones = Backbones { each: each.into_iter().map(&wrap).collect(), lone: lone.map(&wrap), occupancy };
+    let warm = warm_up(directory, backbones, &preprocessor, options)?;
+    let each = warm.each.into_iter().map(&wrap).collect();
+    let backbones = Backbones { each, lone: warm.lone.map(&wrap), ..warm };
     let rebuild: Rebuild = Arc::new(move || Ok(wrap(Box::new(source.make()?))));
 
     let store = options.state_dir.as_ref().map(|dir| dir.model(&directory.name)).transpose()?;

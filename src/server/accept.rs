@@ -22,8 +22,9 @@ use tokio::{
 use super::{tls::Tls, unread::BoundedWrites};
 use crate::http::Peer;
 
-/// Between the bytes of a request's head. Whoever is slower holds a connection for nothing.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the head of a request, and for it to begin on a connection that is kept open: hyper does not tell the two apart. Load
+/// balancers keep idle connections for a minute, and send into one that closes just then.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(75);
 /// As much of a request is read at once, headers included: a connection keeps a buffer as large as it has needed, by hyper's own
 /// limit 400 KiB, for as long as it is open.
 const READ_BYTES: usize = 64 << 10;

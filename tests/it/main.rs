@@ -4,6 +4,8 @@
 #[cfg(feature = "server")]
 mod app;
 #[cfg(feature = "server")]
+mod batcher;
+#[cfg(feature = "server")]
 mod cli;
 #[cfg(feature = "server")]
 mod contract;

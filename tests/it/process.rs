@@ -469,6 +469,19 @@ async fn its_end_in_the_middle_of_work_is_no_crash() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn as_many_files_may_be_open_as_the_system_allows_and_where_these_are_few_the_log_says_so() {
+    let mut command = Command::new("bash");
+    let script = "ulimit -Sn 200; ulimit -Hn 600; exec \"$0\" \"$@\"";
+    command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_equipoise"));
+    let process = Process::serve_by(command, TempDir::new().unwrap(), &[], "info").await;
+    assert_eq!(Samples(process.get("/metrics").await.text()).get("process_max_fds"), 600.0);
+    let (ended_well, log) = process.terminate().await;
+    assert!(ended_well, "{log}");
+    assert!(log.contains("the system allows 600 open files"), "{log}");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_model_that_cannot_be_read_to_its_end_does_not_hold_the_end_of_the_program() {

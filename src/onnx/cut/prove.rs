@@ -72,7 +72,7 @@ pub fn prove_cut(
         proof.n_inputs += n;
     }
     let CutProof { max_abs_difference, max_abs_logit, .. } = proof;
-    if max_abs_difference <= tolerance * max_abs_logit.max(f32::MIN_POSITIVE) {
+    if is_small(max_abs_difference, tolerance, max_abs_logit) {
         Ok(proof)
     } else {
         Err(CutError::NotProved { max_abs_difference, max_abs_logit, tolerance })
@@ -119,7 +119,7 @@ impl<'a> Answer<'a> {
         }
         let (max_abs_difference, max_abs_answer) = (largest_difference(&expected, &found), largest(&expected));
         let tolerance = self.tolerance;
-        if max_abs_difference <= tolerance * max_abs_answer.max(f32::MIN_POSITIVE) {
+        if is_small(max_abs_difference, tolerance, max_abs_answer) {
             Ok(())
         } else {
             Err(CutError::OtherAnswer { max_abs_difference, max_abs_answer, tolerance })
@@ -147,6 +147,11 @@ fn largest_difference(expected: &[f32], found: &[f32]) -> f32 {
     let is_comparable = expected.len() == found.len();
     let infinite_if_nan = |x: f32| if x.is_nan() { f32::INFINITY } else { x };
     differences.map(infinite_if_nan).fold(if is_comparable { 0.0 } else { f32::INFINITY }, f32::max)
+}
+
+/// Of infinite values none is.
+fn is_small(difference: f32, tolerance: f32, largest: f32) -> bool {
+    difference.is_finite() && difference <= tolerance * largest.max(f32::MIN_POSITIVE)
 }
 
 fn largest(values: &[f32]) -> f32 {
@@ -185,5 +190,19 @@ impl<'a> Parts<'a> {
             logits.iter_mut().zip(bias.iter().cycle()).for_each(|(logit, b)| *logit += b);
         }
         Ok(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_like_nothing() {
+        let are_alike = |a: &[f32], b: &[f32]| is_small(largest_difference(a, b), TOLERANCE, largest(a));
+        assert!(are_alike(&[1.0, 0.0], &[1.0, 0.0]));
+        assert!(!are_alike(&[1.0, f32::INFINITY], &[1.0, f32::INFINITY]));
+        assert!(!are_alike(&[1.0, f32::INFINITY], &[1.0, 0.0]));
+        assert!(!are_alike(&[1.0, f32::NAN], &[1.0, f32::NAN]));
     }
 }

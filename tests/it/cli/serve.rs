@@ -32,6 +32,7 @@ fn options_that_say_nothing_by_themselves_are_wrong_usage() {
         is_wrong_usage(&["serve", &flag], "must be a number above 0");
     }
     is_wrong_usage(&["serve", "--require-auth=perhaps"], "--require-auth");
+    is_wrong_usage(&["serve", "--max-body-bytes", "4294967296"], "raise `--max-bodies-bytes` to that");
 }
 
 #[cfg(unix)]

@@ -315,7 +315,9 @@ fn in_chunks(body: Vec<u8>) -> reqwest::Body {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_413_with_a_length_and_in_chunks_and_one_at_the_limit_passes() {
-    let app = Setup::new().config(|config| config.max_body_bytes = 20_000).start();
+    let limits =
+        |config: &mut equipoise::config::Config| (config.max_body_bytes, config.max_head_bytes) = (20_000, 20_000);
+    let app = Setup::new().config(limits).start();
     let base = features(&[row("0", DIM)]);
     let padded = |n: usize| format!("{base}{}", " ".repeat(n - base.len())).into_bytes();
     let json = |body: reqwest::Body| app.post(CLASSIFY).header("content-type", "application/json").body(body);
@@ -331,6 +333,18 @@ async fn a_body_over_the_limit_is_413_with_a_length_and_in_chunks_and_one_at_the
     }
     let said = send(json(padded(20_001).into())).await.problem(413, "body_too_large");
     assert!(said.contains("20000"), "{said}");
+}
+
+#[tokio::test]
+async fn json_of_operators_has_a_limit_of_its_own() {
+    let app = shared();
+    let patch = |n: usize| {
+        let body = format!("{{\"nothing\": 1{}}}", " ".repeat(n - 14));
+        app.admin("PATCH", "heads/tau").header("content-type", "application/json").body(body)
+    };
+    send(patch(1 << 20)).await.problem(422, "invalid_body");
+    let said = send(patch((1 << 20) + 1)).await.problem(413, "body_too_large");
+    assert!(said.contains("1048576"), "{said}");
 }
 
 #[tokio::test]

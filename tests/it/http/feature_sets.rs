@@ -284,10 +284,11 @@ async fn what_is_too_large_is_413_at_the_latest_when_the_limit_is_passed() {
 }
 
 #[tokio::test]
-async fn the_limit_of_other_bodies_does_not_bound_feature_sets() {
+async fn the_limit_of_other_bodies_does_not_bound_feature_sets_and_heads() {
     let app = Setup::new().config(|config| config.max_body_bytes = 1000).start();
     upload(&app, "", npz_of(&set(60, 1))).await.expect(201);
-    app.put_head("new", super::head_file(1, None)).await.problem(413, "body_too_large");
+    app.put_head("new", super::head_file(1, None)).await.expect(201);
+    app.classify("", vec![0; 1001]).await.problem(413, "body_too_large");
 }
 
 #[tokio::test]

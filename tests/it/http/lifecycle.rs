@@ -326,9 +326,6 @@ async fn an_image_of_a_size_that_the_network_cannot_take_is_its_senders_fault_an
     let stand_in = StandIn::new();
     let app = Setup::new().models(&[copy.path()]).start_with(&stand_in);
     stand_in.takes_from(8);
-    // Nobody knows yet what it takes.
-    app.classify("", square(4)).await.problem(500, "model_failed");
-    app.classify("", square(32)).await.expect(200);
     for (side, reason) in
         [(4, "4 x 4 pixels (height x width): it failed on them, and not on 32 x 32"), (16, "[3,32,32]")]
     {
@@ -343,4 +340,5 @@ async fn an_image_of_a_size_that_the_network_cannot_take_is_its_senders_fault_an
     assert!(answer.text().contains("image 1: "), "{}", answer.text());
     let samples = app.metrics().await;
     assert_eq!([samples.get(WORKERS), samples.get(RESTARTS[0]), samples.get(RESTARTS[1])], [1.0, 0.0, 0.0]);
+    assert_eq!(samples.get("equipoise_image_errors_total{reason=\"size\"}"), 3.0);
 }

@@ -97,6 +97,33 @@ async fn counters_are_exactly_what_was_asked() {
     assert_eq!(["joint", "tau", "crt", "ncm"].map(predictions), [4.0, 3.0, 2.0, 0.0]);
 }
 
+#[tokio::test]
+async fn failures_and_refusals_are_counted_from_zero() {
+    let samples = app().metrics().await;
+    let guide = std::fs::read_to_string(root().join("docs/METRICS.md")).unwrap();
+    let documented = |row: &str| -> BTreeSet<String> {
+        let row = guide.lines().find(|line| line.starts_with(row)).unwrap();
+        row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    for (name, row) in [
+        ("equipoise_rejected_total", "| `reason` of rejected |"),
+        ("equipoise_image_errors_total", "| `reason` of image errors |"),
+    ] {
+        let reasons: BTreeSet<String> = samples
+            .0
+            .lines()
+            .filter_map(|line| {
+                Some(line.strip_prefix(name)?.strip_prefix("{reason=\"")?.strip_suffix("\"} 0")?.to_owned())
+            })
+            .collect();
+        assert_eq!(reasons, documented(row), "{name}");
+    }
+    for (route, _) in equipoise::http::ROUTES {
+        let sample = format!("equipoise_requests_total{{route=\"{route}\",status=\"500\"}} 0");
+        assert!(samples.0.contains(&sample), "{sample}");
+    }
+}
+
 /// Families that have no series here.
 const ONLY_ON_A_GPU: [&str; 1] = ["equipoise_device_memory_bytes"];
 

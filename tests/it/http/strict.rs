@@ -184,7 +184,7 @@ async fn a_body_that_is_packed_is_415() {
 
 #[tokio::test]
 async fn what_is_long_is_not_said_again() {
-    let long = "A".repeat(1 << 20);
+    let long = "A".repeat((1 << 20) - 100);
     let app = shared();
     let tau = |body: String| app.admin("PATCH", "heads/tau").header("content-type", "application/json").body(body);
     let broken = format!("--b\r\ncontent-disposition: form-data; name=\"{}\"\r\n\r\nno end", &long[..10_000]);

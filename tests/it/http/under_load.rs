@@ -1,9 +1,10 @@
 //! Settings that change while thousands of requests are under way.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use super::feature_rows;
-use crate::app::{Setup, StandIn, TOKEN, guard, image, pooled_client, send};
+use crate::app::{Setup, StandIn, TOKEN, guard, image, multipart, pooled_client, send};
 
 const DEPTH: &str = "equipoise_queue_depth{model=\"icons30\"}";
 const TAUS: [f64; 2] = [0.2, 1.4];
@@ -92,6 +93,33 @@ async fn bodies_take_no_more_memory_than_they_may_and_small_ones_go_through() {
     app.classify("", vec![0; 2 << 20]).await.problem(503, "overloaded");
     app.classify("", image("key", 0)).await.expect(200);
     assert_eq!(app.metrics().await.get("equipoise_rejected_total{reason=\"overloaded\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn bodies_whose_callers_hung_up_take_their_room_until_their_bytes_are_gone() {
+    let stand_in = StandIn::new();
+    let app = Setup::new().config(|config| config.max_bodies_bytes = 1 << 20).start_with(&stand_in);
+    let mut large = image("key", 0);
+    large.resize(1 << 20, 0);
+    let (kind, parts) = multipart(&[large[..1 << 19].to_vec(), large[..1 << 18].to_vec()]);
+    let json = json!({ "images": [{ "b64": STANDARD.encode(&large[..3 << 18]) }] }).to_string().into_bytes();
+    for (kind, body) in [("image/png", large.clone()), (kind.as_str(), parts), ("application/json", json)] {
+        let classify = || app.post("/v1/models/icons30/classify").header("content-type", kind).body(body.clone());
+        let n_before = stand_in.runs().len();
+        stand_in.hold();
+        let held = tokio::spawn(send(app.post("/v1/classify").body(image("key", 0))));
+        stand_in.begun(n_before + 1).await;
+        let gone = tokio::spawn(send(classify()));
+        app.until("the queue", |samples| samples.get(DEPTH) > 0.0).await;
+        gone.abort();
+        // The held one and the one that asks.
+        app.until("the server has noticed", |samples| samples.get("equipoise_requests_in_flight") == 2.0).await;
+        send(classify()).await.problem(503, "overloaded");
+        stand_in.release();
+        held.await.unwrap().expect(200);
+        app.until("an empty queue", |samples| samples.get(DEPTH) == 0.0).await;
+        send(classify()).await.expect(200);
+    }
 }
 
 /// A large picture whose file ends before it does: it takes long to find that out.
