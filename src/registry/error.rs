@@ -150,7 +150,7 @@ pub enum StateError {
         problem: String,
     },
     /// A manifest of a later version of equipoise.
-    #[error("{path} has the format `{format}` of a later version of equipoise: run that one", path = path.display())]
+    #[error("{path} is of a later version of equipoise (format `{format}`): run that one", path = path.display())]
     Newer {
         /// The file.
         path: PathBuf,

@@ -48,7 +48,7 @@ struct Damage(BTreeSet<PathBuf>);
 
 impl Damage {
     fn found(&mut self, model: &str, what: &StateError) {
-        if let StateError::Damaged { path, .. } = what
+        if let StateError::Damaged { path, .. } | StateError::Io { path, .. } = what
             && self.0.insert(path.clone())
         {
             tracing::error!(model, "{what}");
@@ -64,6 +64,17 @@ impl Damage {
                 Ok(None)
             }
             read => read.map(Some),
+        }
+    }
+
+    /// The same of what is not served, and keeps nobody from starting: also what cannot be read is damaged.
+    fn or_unreadable<T>(&mut self, model: &str, read: Result<T, StateError>) -> Result<Option<T>, StateError> {
+        match read {
+            Err(error @ StateError::Io { .. }) => {
+                self.found(model, &error);
+                Ok(None)
+            }
+            read => self.or_damaged(model, read),
         }
     }
 }
@@ -167,6 +178,7 @@ impl Start<'_> {
         damage: &mut Damage,
     ) -> Result<Option<Found>, LoadError> {
         let sources = Sources::at_start(self.files, Some(store));
+        let newest = generations.last().copied().unwrap_or(0);
         let (mut first_damage, mut passed_over) = (None, Vec::new());
         for &generation in generations.iter().rev() {
             let read = store.manifest(generation);
@@ -174,7 +186,7 @@ impl Start<'_> {
             let attempt = read.map_err(LoadError::from).and_then(|manifest| {
                 let Some(mut manifest) = manifest else { return Ok(None) };
                 self.complete(store, &mut manifest)?;
-                manifest.pass_over(&passed_over);
+                manifest.pass_over(&passed_over, newest);
                 self.found(Some(manifest), &sources).map(Some)
             });
             match attempt {
@@ -183,7 +195,7 @@ impl Start<'_> {
                 Err(LoadError::State(error @ StateError::Damaged { .. })) => {
                     damage.found(&self.directory.name, &error);
                     first_damage.get_or_insert(error);
-                    passed_over.push(known);
+                    passed_over.extend(known);
                 }
                 Err(error) => return Err(error),
             }
@@ -284,7 +296,7 @@ fn check_all(store: &ModelStore, model: &str, generations: &[u64], damage: &mut 
         let manifest = match store.manifest(generation) {
             // Of a later version: it says nothing of this one.
             Err(StateError::Newer { .. }) => None,
-            read => damage.or_damaged(model, read)?.flatten(),
+            read => damage.or_unreadable(model, read)?.flatten(),
         };
         if let Some(manifest) = &manifest {
             for generation in missing.drain(..) {
@@ -292,7 +304,7 @@ fn check_all(store: &ModelStore, model: &str, generations: &[u64], damage: &mut 
                 damage.found(model, &StateError::Damaged { path, problem: "it is missing".to_owned() });
             }
             for digest in manifest.blobs().filter(|digest| looked_at.insert((*digest).to_owned())) {
-                damage.or_damaged(model, store.stored_blob(digest))?;
+                damage.or_unreadable(model, store.stored_blob(digest))?;
             }
         }
         let Some(below) = index.checked_sub(1).and_then(|index| generations.get(index)) else { break };
