@@ -320,6 +320,11 @@ impl ModelStore {
         blob(&self.objects, &self.folder, digest)
     }
 
+    /// What was read, where others share the store: there it is away that cannot be read.
+    pub(super) fn of_a_read(&self, error: StateError) -> StateError {
+        if self.is_shared { error.into_unreachable() } else { error }
+    }
+
     fn keep_copy(&self, digest: &str, bytes: &[u8]) {
         if let Some(folder) = &self.copies
             && let Err(error) = write_whole(folder, &folder.join(digest), bytes)

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Store, heads};
 use crate::{
-    app::Setup,
+    app::{Setup, TOKEN, send},
     http::{feature_rows, head_file},
 };
 
@@ -57,11 +57,12 @@ async fn what_cannot_be_read_is_as_good_as_away() {
     let before = heads(&app).await;
     let (generations, aside) = (model.join("generations"), model.join("aside"));
     let next = generations.join("00000000003.json");
-    // Garbage in the place of the next one, a link to itself there, and a file where the folder was.
-    for trouble in 0..3 {
+    // Garbage in the place of the next one, what a later version wrote, a link to itself there, and a file where the folder was.
+    for trouble in 0..4 {
         match trouble {
             0 => std::fs::write(&next, "damaged").unwrap(),
-            1 => std::os::unix::fs::symlink(&next, &next).unwrap(),
+            1 => std::fs::write(&next, r#"{"format": "equipoise-manifest/99"}"#).unwrap(),
+            2 => std::os::unix::fs::symlink(&next, &next).unwrap(),
             _ => {
                 std::fs::rename(&generations, &aside).unwrap();
                 std::fs::write(&generations, "a file").unwrap();
@@ -69,10 +70,14 @@ async fn what_cannot_be_read_is_as_good_as_away() {
         }
         app.until("the store to be missed", |samples| samples.get(REACHABLE) == 0.0).await;
         app.patch("tau", json!({ "tau": 0.5 })).await.problem(503, "state_unreachable");
+        if matches!(trouble, 1 | 2) {
+            let audit = app.request("GET", "/admin/v1/audit").bearer_auth(TOKEN);
+            send(audit).await.problem(503, "state_unreachable");
+        }
         let samples = app.metrics().await;
-        assert_eq!((samples.get(REACHABLE), samples.get(DAMAGED)), (0.0, if trouble == 0 { 1.0 } else { 0.0 }));
+        assert_eq!((samples.get(REACHABLE), samples.get(DAMAGED)), (0.0, if trouble < 2 { 1.0 } else { 0.0 }));
         assert_eq!(heads(&app).await, before);
-        if trouble == 2 {
+        if trouble == 3 {
             std::fs::remove_file(&generations).unwrap();
             std::fs::rename(&aside, &generations).unwrap();
         } else {
