@@ -185,11 +185,11 @@ impl Objects {
         }
     }
 
-    /// When an object was written, by the clock of the store; `None` if there is none of that name.
-    pub(super) fn modified(&self, path: &str) -> Result<Option<DateTime<Utc>>, StateError> {
+    /// How long an object is, and when it was written, by the clock of the store; `None` if there is none of that name.
+    pub(super) fn meta(&self, path: &str) -> Result<Option<ObjectMeta>, StateError> {
         let (store, location) = (Arc::clone(&self.store), Path::from(path));
         match self.wait(path, async move { store.head(&location).await })? {
-            Ok(found) => Ok(Some(found.last_modified)),
+            Ok(found) => Ok(Some(found)),
             Err(ObjectError::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed(path, &error)),
         }

@@ -161,6 +161,10 @@ impl Start<'_> {
             if !store.create(&manifest)? {
                 return Ok(None);
             }
+            if store.is_shared {
+                // What was written for it may have been taken for old until it was there.
+                self.mend(store, &manifest, damage)?;
+            }
             id = manifest.id;
         }
         if !store.is_shared {
@@ -265,7 +269,8 @@ impl Start<'_> {
         for digest in manifest.blobs().collect::<BTreeSet<_>>() {
             let file = self.files.values().find(|file| file.parsed.digest.to_hex() == digest);
             let found = match (store.is_shared, file) {
-                (true, _) => store.find_blob(digest),
+                // To read all of a bucket would take long. Of what is here the length tells most.
+                (true, _) => store.blob(digest).and_then(|bytes| store.find_blob(digest, bytes.len())),
                 (false, Some(_)) => store.stored_blob(digest).map(drop),
                 // It has just been read.
                 (false, None) => continue,
@@ -275,12 +280,18 @@ impl Start<'_> {
                     Some(file) => file.bytes()?,
                     None => store.blob(digest)?.into(),
                 };
-                store.put_blob(digest, &bytes, false)?;
-                tracing::warn!(
-                    model,
-                    digest,
-                    "wrote it again: the model directory has the file, or this server a copy"
-                );
+                match store.put_blob(digest, &bytes, false) {
+                    Ok(_) => tracing::warn!(
+                        model,
+                        digest,
+                        "wrote it again: the model directory has the file, or this server a copy"
+                    ),
+                    // This server serves all the same.
+                    Err(error) if store.is_shared => {
+                        tracing::warn!(model, digest, %error, "it cannot be written again: {error}");
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())

@@ -288,6 +288,15 @@ impl ModelStore {
         Ok(true)
     }
 
+    /// Writes a head file again that went between its writing and that of the generation which names it: a clean-up has
+    /// looked for that one too early.
+    pub(super) fn keep_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), StateError> {
+        match self.find_blob(digest, bytes.len()) {
+            Err(StateError::Damaged { .. }) => self.put_blob(digest, bytes, false).map(drop),
+            found => found,
+        }
+    }
+
     /// A head file, whose content is checked against its name: a copy that is whole, or what the store has.
     pub(super) fn blob(&self, digest: &str) -> Result<Vec<u8>, StateError> {
         if let Some(folder) = &self.copies
@@ -301,18 +310,18 @@ impl ModelStore {
         Ok(bytes)
     }
 
-    /// Whether the store has a head file; its content is not looked at.
+    /// Whether the store has a head file of that length; its content is not looked at.
     ///
     /// # Errors
-    /// [`StateError::Damaged`] if it is missing.
-    pub(super) fn find_blob(&self, digest: &str) -> Result<(), StateError> {
+    /// [`StateError::Damaged`] if it has not.
+    pub(super) fn find_blob(&self, digest: &str, n_bytes: usize) -> Result<(), StateError> {
         let path = self.blob_path(digest);
-        match self.objects.modified(&path)? {
-            Some(_) => Ok(()),
-            None => {
-                Err(StateError::Damaged { path: self.objects.name(&path).into(), problem: "it is missing".to_owned() })
-            }
-        }
+        let problem = match self.objects.meta(&path)? {
+            Some(found) if found.size == n_bytes as u64 => return Ok(()),
+            Some(found) => format!("it has {} bytes instead of {n_bytes}", found.size),
+            None => "it is missing".to_owned(),
+        };
+        Err(StateError::Damaged { path: self.objects.name(&path).into(), problem })
     }
 
     /// A head file as the store has it.

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use equipoise::heads::Digest;
 use serde_json::json;
 
 use super::{Store, heads};
@@ -110,20 +111,42 @@ async fn a_damaged_file_is_counted_once_and_no_longer_when_it_is_whole_again() {
 }
 
 #[tokio::test]
-async fn a_head_file_that_the_store_lost_is_written_again_by_who_has_a_copy() {
+async fn a_head_file_that_the_store_lost_or_cut_short_is_written_again_by_who_has_a_copy() {
+    for is_cut_short in [false, true] {
+        let store = Store::new();
+        let Some(model) = model(&store) else { return };
+        let setup = store.server(NEVER);
+        let app = setup.start();
+        app.put_head("mine", head_file(1, None)).await.expect(201);
+        app.shutdown();
+        for blob in std::fs::read_dir(model.join("blobs")).unwrap().map(|blob| blob.unwrap().path()) {
+            match is_cut_short {
+                true => std::fs::write(blob, "cut").unwrap(),
+                false => std::fs::remove_file(blob).unwrap(),
+            }
+        }
+        let _app = setup.start();
+        let other = store.server(NEVER).start();
+        other.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
+        assert_eq!(other.metrics().await.get(DAMAGED), 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_head_file_that_cannot_be_written_again_keeps_no_server_from_starting_that_has_a_copy() {
     let store = Store::new();
     let Some(model) = model(&store) else { return };
     let setup = store.server(NEVER);
     let app = setup.start();
     app.put_head("mine", head_file(1, None)).await.expect(201);
     app.shutdown();
-    for blob in std::fs::read_dir(model.join("blobs")).unwrap() {
-        std::fs::remove_file(blob.unwrap().path()).unwrap();
-    }
-    let _app = setup.start();
-    let other = store.server(NEVER).start();
-    other.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
-    assert_eq!(other.metrics().await.get(DAMAGED), 0.0);
+    let blob = model.join("blobs").join(Digest::of(&head_file(1, None)).to_hex());
+    std::fs::remove_file(&blob).unwrap();
+    // Nothing takes the place of a folder that is not empty.
+    std::fs::create_dir_all(blob.join("in the way")).unwrap();
+    let app = setup.start();
+    app.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
+    assert_eq!(app.metrics().await.get(DAMAGED), 1.0);
 }
 
 fn load_error(setup: &Setup) -> String {
