@@ -53,7 +53,7 @@ pub(super) struct Manifest {
 pub struct ModelDigests {
     /// The SHA-256 of the names of the classes, one a line, in hexadecimal.
     pub labels: String,
-    /// That of the backbone's file.
+    /// That of the backbone's file, without weights that lie beside it.
     pub backbone: String,
 }
 

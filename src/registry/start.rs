@@ -170,7 +170,7 @@ impl Start<'_> {
         if !store.is_shared {
             check_all(store, model, &generations, damage)?;
         }
-        store.remember(state.generation);
+        store.remember(state.generation, true);
         Ok(Some(Started { state, highest, id, damaged: std::mem::take(&mut damage.0) }))
     }
 
@@ -220,8 +220,8 @@ impl Start<'_> {
             (LoadError::Head { head, version, source: source @ RegistryError::Incompatible { .. } }, Some(store))
                 if is_old(&head, version) =>
             {
-                let state = store.objects.name(&store.folder);
-                LoadError::OfAnother { head, version, state, source: Box::new(source) }
+                let (state, anew) = (store.objects.name(&store.folder), store.how_to_begin_anew());
+                LoadError::OfAnother { head, version, state, anew, source: Box::new(source) }
             }
             (error, _) => error,
         })?;
@@ -243,7 +243,8 @@ impl Start<'_> {
             state,
             "the {changed} of model `{model}` have changed since its state was written: heads that were published before \
              are served as if they were made for these. If they were not, give the model another name in model.toml, or \
-             move {state} away"
+             {}. The next change of the model ends this warning",
+            store.how_to_begin_anew()
         );
     }
 

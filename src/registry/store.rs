@@ -59,14 +59,15 @@ pub(super) fn lock(path: &Path) -> Result<File, StateError> {
     fs::create_dir_all(path).map_err(io_error(path))?;
     let lock_path = path.join("lock");
     let lock = File::create(&lock_path).map_err(io_error(&lock_path))?;
-    for _ in 0..LOCK_TRIES {
+    for tries in 1.. {
         match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) if tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::WouldBlock) => return Err(StateError::Locked { path: path.to_owned() }),
             Err(fs::TryLockError::Error(source)) => return Err(StateError::Io { path: lock_path, source }),
         }
     }
-    Err(StateError::Locked { path: path.to_owned() })
+    Ok(lock)
 }
 
 impl StateDir {
@@ -227,12 +228,28 @@ impl ModelStore {
         Ok(found)
     }
 
-    /// Takes down which generation is served.
-    pub(super) fn remember(&self, generation: u64) {
-        if let Some(path) = &self.newest_served
-            && let Err(error) = fs::write(path, generation.to_string())
-        {
-            tracing::warn!(%error, "{}: {error}", path.display());
+    /// Takes down which generation is served. An earlier number is left whole until this one is: nothing of either would
+    /// tell nothing. Only a start waits for the disk.
+    pub(super) fn remember(&self, generation: u64, is_start: bool) {
+        let Some(path) = &self.newest_served else { return };
+        let (text, beside) = (generation.to_string(), path.with_extension("tmp"));
+        let written = match is_start {
+            true => write_whole(path.parent().unwrap_or(path), path, text.as_bytes()),
+            false => fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(io_error(path)),
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "{error}");
+        }
+    }
+
+    /// What somebody does who wants none of what was published.
+    pub(super) fn how_to_begin_anew(&self) -> String {
+        let generations = self.objects.name(&generations_folder(&self.folder));
+        match &self.newest_served {
+            None => format!("move {generations} away"),
+            Some(path) => {
+                format!("stop its servers, move {generations} away and remove {} on each of them", path.display())
+            }
         }
     }
 

@@ -149,6 +149,19 @@ async fn a_head_file_that_cannot_be_written_again_keeps_no_server_from_starting_
     assert_eq!(app.metrics().await.get(DAMAGED), 1.0);
 }
 
+#[tokio::test]
+async fn what_was_served_is_remembered_whole_while_the_next_is_written_down() {
+    let store = Store::new();
+    let setup = store.server(NEVER);
+    let app = setup.start();
+    let remembered = setup.state.path().join("models/icons30/newest-generation");
+    let before = remembered.with_file_name("before");
+    std::fs::hard_link(&remembered, &before).unwrap();
+    app.patch("tau", json!({ "tau": 0.25 })).await.expect(200);
+    let [before, after] = [before, remembered].map(|path| std::fs::read_to_string(path).unwrap());
+    assert_eq!((before.as_str(), after.as_str()), ("1", "2"));
+}
+
 fn load_error(setup: &Setup) -> String {
     setup.server().unwrap().load().unwrap_err().to_string()
 }
