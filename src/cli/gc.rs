@@ -2,7 +2,7 @@
 
 use std::{io::Write, num::NonZeroUsize, path::PathBuf};
 
-use clap::{ArgAction, Args, builder::FalseyValueParser};
+use clap::{ArgAction, ArgMatches, Args, builder::FalseyValueParser, parser::ValueSource};
 
 use super::text::{count, printable};
 use crate::{
@@ -21,7 +21,8 @@ pub(super) struct GcOptions {
     #[arg(long, env = "EQUIPOISE_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
 
-    /// The store that servers share, as `serve --state` has it; then the state directory is left alone
+    /// The store that servers share, as `serve --state` has it; then the state directory is left alone, unless it is given as
+    /// a flag and this is not
     #[arg(long, env = "EQUIPOISE_STATE", value_name = "URL")]
     state: Option<String>,
 
@@ -34,9 +35,14 @@ pub(super) struct GcOptions {
     dry_run: bool,
 }
 
-pub(super) fn run(options: &GcOptions) -> anyhow::Result<()> {
+/// `matches` are of the command line with its subcommand.
+pub(super) fn run(options: &GcOptions, matches: &ArgMatches) -> anyhow::Result<()> {
     let bounds = Bounds { keep_generations: options.keep_generations.get(), is_dry_run: options.dry_run };
-    let gc = match &options.state {
+    let source = |name| matches.subcommand()?.1.value_source(name);
+    // Who names a directory means that one, whatever the environment has for the server.
+    let is_directory =
+        (source("state_dir"), source("state")) == (Some(ValueSource::CommandLine), Some(ValueSource::EnvVariable));
+    let gc = match options.state.as_ref().filter(|_| !is_directory) {
         Some(url) => Gc::of_url(url, &cloud_options())?,
         None => {
             let path = options.state_dir.clone().or_else(default_state_dir).ok_or(ConfigError::NoStateDir)?;

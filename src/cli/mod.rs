@@ -31,7 +31,7 @@ mod whole_file;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Serves long-tailed image classifiers, balanced: one backbone, swappable decoupled heads, tau adjustable at run time.
 #[derive(Debug, Parser)]
@@ -74,7 +74,9 @@ enum Command {
 /// Runs the command that the process was given: exit code 2 for wrong usage, 1 for a failure, with one line that says what
 /// and where.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut Cli::command()).exit());
+    let outcome = match cli.command {
         Command::Serve(options) => serve::run(*options),
         Command::Classify(options) => classify::run(&options),
         Command::Extract(options) => extract::run(&options),
@@ -83,7 +85,7 @@ pub fn main() -> ExitCode {
         Command::Import(options) => import::run(&options),
         Command::Inspect(options) => inspect::run(&options),
         Command::Token(command) => token::run(&command),
-        Command::Gc(options) => gc::run(&options),
+        Command::Gc(options) => gc::run(&options, &matches),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -298,8 +298,8 @@ impl ApiError {
             Self::Registry(error)
                 if matches!(**error, RegistryError::State(_)) && status == StatusCode::SERVICE_UNAVAILABLE =>
             {
-                "the store of the state did not answer as it should, and a change may have been made all the same: the \
-                 server's log says why, the audit what there is"
+                "the store of the state did not answer as it should: the server's log says why. What was to be changed \
+                 may have been all the same: the audit says"
                     .to_owned()
             }
             Self::Registry(_) if matches!(status, StatusCode::INTERNAL_SERVER_ERROR) => {

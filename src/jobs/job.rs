@@ -68,7 +68,11 @@ impl FitJob {
         inputs: Inputs,
     ) -> Result<Self, StateError> {
         let job = Self { inputs: Mutex::new(Some(inputs)), ..Self::restored(model, files, record) };
-        job.write(&job.record())?;
+        if let Err(error) = job.write(&job.record()) {
+            // Whoever asks for it is told that there is none. There may be one, in a folder that cannot be synced.
+            job.remove();
+            return Err(error);
+        }
         Ok(job)
     }
 

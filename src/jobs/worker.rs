@@ -15,7 +15,7 @@ use crate::{
     fit::{Engine, FitError, Fitted, Progress, Watch, fit, measure},
     metrics::FitMetrics,
     onnx::{FitEngine, SessionOptions},
-    registry::{Author, Edit, HeadId, Model},
+    registry::{Author, Edit, HeadId, Model, RegistryError},
 };
 
 /// How often whoever watches is told how far a fit is.
@@ -210,7 +210,11 @@ fn publish(job: &FitJob, outcome: &Outcome) -> (Option<HeadId>, Option<String>) 
         Ok(published) => (Some(published.made.id.clone()), Some(format!("published: {comparison}"))),
         Err(error) => {
             tracing::error!(fit = job.record().id, %error, "the head of a fit cannot be published: {error}");
-            (None, Some(format!("not published: {error}")))
+            let words = match &error {
+                RegistryError::State(state) if state.is_unreachable() => "perhaps published, which the audit says",
+                _ => "not published",
+            };
+            (None, Some(format!("{words}: {error}")))
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     batcher::{Backbone, Backbones},
     files::{FileUnreadable, read},
-    heads::{FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
+    heads::{Digest, FORMAT, HeadFile, HeadKind, TensorView, write_safetensors},
     onnx::{self, CutClassifier, OnnxError, SessionOptions, cut_classifier, sizes_to_warm},
     preprocess::Preprocessor,
 };
@@ -27,6 +27,8 @@ pub(super) struct LoadedBackbones {
     pub(super) provider: onnx::Provider,
     /// Whether they are what was left of a classifier.
     pub(super) is_cut: bool,
+    /// Of the file, if it is to be written down.
+    pub(super) digest: Option<Digest>,
 }
 
 /// The backbone, or what is left of a whole classifier once its last layer is cut off and put among the head files.
@@ -47,6 +49,7 @@ pub(super) fn load_backbones(
     let heads_dim = files.values().next().map(|file| file.parsed.head.feature_dim());
 
     let file = read(path)?;
+    let digest = options.state_dir.is_some().then(|| Digest::of(&file));
     let mut first = onnx::Backbone::load(&file, path.parent(), &options.session).map_err(failed)?;
     let fits = heads_dim.is_none_or(|dim| dim == first.feature_dim());
     let mut cut = None;
@@ -75,7 +78,7 @@ pub(super) fn load_backbones(
         Some(size) if sessions.len() > options.n_sessions.max(1) => agreeing(&mut sessions, size),
         _ => None,
     };
-    Ok(LoadedBackbones { sessions, lone, feature_dim, provider, is_cut: cut.is_some() })
+    Ok(LoadedBackbones { sessions, lone, feature_dim, provider, is_cut: cut.is_some(), digest })
 }
 
 /// The options of the session for lone images, if there is to be one. It is run and compared before it serves, for which the size

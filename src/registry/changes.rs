@@ -48,13 +48,21 @@ impl Model {
         // Its sessions are built once, however often the change is tried.
         let built = self.builder.of_file(HeadId { head: name.to_owned(), version: 0 }, file, settings)?;
         let mut is_new = false;
-        self.publish(edit, name, |id, state| {
+        let published = self.publish(edit, name, |id, state| {
             // One that was there because a state names it may be gone if the change is tried again on the next state.
             if let (false, Some(store), HeadSource::File(digest)) = (is_new, &self.store, &built.source) {
                 is_new = store.put_blob(digest, bytes, state.versions().any(|head| head.source == built.source))?;
             }
             Ok(PublishedHead { id, ..built.clone() })
-        })
+        })?;
+        if let (Some(store), HeadSource::File(digest)) = (&self.store, &built.source)
+            && store.is_shared
+            && let Err(error) = store.keep_blob(digest, bytes)
+        {
+            // The change has been made.
+            tracing::warn!(model = self.name(), digest, %error, "it is not known whether the store has a head file: {error}");
+        }
+        Ok(published)
     }
 
     /// Publishes a head derived from a version of another one as the next version of `name`. It is not activated.

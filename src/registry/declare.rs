@@ -148,8 +148,9 @@ impl<'a> Declaring<'a> {
 
     /// Where a version of a declared head comes from, and the settings that it starts with.
     fn source(&mut self, name: &str) -> Result<(HeadSource, Settings), LoadError> {
+        let version = self.manifest.heads.get(name).map_or(1, |series| series.next_version);
         let head_error =
-            |error: SettingsError| LoadError::Head { head: name.to_owned(), version: 1, source: error.into() };
+            |error: SettingsError| LoadError::Head { head: name.to_owned(), version, source: error.into() };
         let circle = || LoadError::Circle { head: name.to_owned() };
         let HeadDeclaration { origin, settings } = self.directory.heads.get(name).ok_or_else(circle)?;
         match origin {

@@ -9,7 +9,8 @@ use crate::{
     onnx::OnnxError,
 };
 
-/// Why a look-up or a change is refused. Nothing has been changed.
+/// Why a look-up or a change is refused. Nothing has been changed, unless the store did not answer
+/// ([`StateError::is_unreachable`]): then it is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The models are not loaded yet.
@@ -150,14 +151,14 @@ pub enum StateError {
         problem: String,
     },
     /// A manifest of a later version of equipoise.
-    #[error("{path} has the format `{format}` of a later version of equipoise: run that one", path = path.display())]
+    #[error("{path} is of a later version of equipoise (format `{format}`): run that one", path = path.display())]
     Newer {
         /// The file.
         path: PathBuf,
         /// Its format.
         format: String,
     },
-    /// The shared store does not answer, or with an error. What was to be written may have been.
+    /// The store does not answer, or not so that it is known what it has. What was to be written may have been.
     #[error("{object}: {problem}")]
     Unreachable {
         /// The object.
@@ -184,17 +185,17 @@ impl StateError {
         matches!(self, Self::Unreachable { .. })
     }
 
-    /// The same of a read in a store that others share. What cannot be read there, or is not what was written, may be a
-    /// network's fault, and is as good as away.
-    pub(super) fn of_a_read(self) -> Self {
-        match self {
-            Self::Io { path, source } => {
-                Self::Unreachable { object: path.display().to_string(), problem: source.to_string() }
+    /// The same as the store's fault: what cannot be read in one that others share, or is not what was written, may be a
+    /// network's, and is as good as away.
+    pub(super) fn into_unreachable(self) -> Self {
+        let (path, problem) = match self {
+            Self::Io { path, source } => (path, source.to_string()),
+            Self::Damaged { path, problem } => (path, format!("it is damaged: {problem}")),
+            Self::Newer { path, format } => {
+                (path, format!("it is of a later version of equipoise (format `{format}`): run that one"))
             }
-            Self::Damaged { path, problem } => {
-                Self::Unreachable { object: path.display().to_string(), problem: format!("it is damaged: {problem}") }
-            }
-            other => other,
-        }
+            other => return other,
+        };
+        Self::Unreachable { object: path.display().to_string(), problem }
     }
 }

@@ -69,7 +69,7 @@ impl FitFiles {
     /// Writes a record, whole or not at all.
     ///
     /// # Errors
-    /// [`StateError::Io`]; then the earlier record is still there.
+    /// [`StateError::Io`]; then the earlier record is still there, or this one, and a power cut may undo it.
     pub fn write_record(&self, id: &str, record: &[u8]) -> Result<(), StateError> {
         write_whole(&self.folder, &self.path(id, RECORD_SUFFIX), record)
     }

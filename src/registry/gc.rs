@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use object_store::ObjectStore;
+use object_store::{ObjectMeta, ObjectStore};
 
 use super::{
     AuditEntry, StateError,
@@ -115,10 +115,11 @@ impl Gc {
             true => Utc::now(),
             false => {
                 self.objects.put(CLOCK, Bytes::new())?;
-                self.objects.modified(CLOCK)?.ok_or_else(|| StateError::Unreachable {
+                let clock = self.objects.meta(CLOCK)?.ok_or_else(|| StateError::Unreachable {
                     object: self.objects.name(CLOCK),
                     problem: "it was written and is not there".to_owned(),
-                })?
+                })?;
+                clock.last_modified
             }
         };
         let grace = TimeDelta::from_std(self.grace).ok();
@@ -203,11 +204,26 @@ impl Sweep<'_> {
         (unnamed, newest): (&[Listed], u64),
         report: &mut GcReport,
     ) -> Result<(), StateError> {
-        let (mut removed, mut n_bytes) = (Vec::new(), 0);
+        let mut removed = Vec::new();
+        let swept = self.sweep_blobs(folder, (unnamed, newest), &mut removed, report);
+        // Also where something went wrong: what has gone may be needed.
+        swept.and(self.put_back(folder, (&removed, newest), report))
+    }
+
+    /// Removes them, and leaves in `removed` what is still to be looked for.
+    fn sweep_blobs<'a>(
+        &self,
+        folder: &str,
+        (unnamed, newest): (&'a [Listed], u64),
+        removed: &mut Vec<(&'a str, Bytes)>,
+        report: &mut GcReport,
+    ) -> Result<(), StateError> {
+        let mut n_bytes = 0;
         for object in unnamed {
             let path = format!("{folder}/blobs/{}", object.name);
             // Who publishes it writes it anew; the list is older than that.
-            if !self.is_old(object.modified) || !self.objects.modified(&path)?.is_some_and(|now| self.is_old(now)) {
+            let is_old = |found: ObjectMeta| self.is_old(found.last_modified);
+            if !self.is_old(object.modified) || !self.objects.meta(&path)?.is_some_and(is_old) {
                 continue;
             }
             if self.written_before.is_some()
@@ -219,11 +235,12 @@ impl Sweep<'_> {
             }
             self.remove(&path, object.bytes, report)?;
             if n_bytes > HELD_BYTES {
-                self.put_back(folder, (&removed, newest), report)?;
-                (removed, n_bytes) = (Vec::new(), 0);
+                self.put_back(folder, (removed, newest), report)?;
+                removed.clear();
+                n_bytes = 0;
             }
         }
-        self.put_back(folder, (&removed, newest), report)
+        Ok(())
     }
 
     /// Writes again what was removed of the head files that a generation after `newest` names.
@@ -237,21 +254,24 @@ impl Sweep<'_> {
             return Ok(());
         }
         for generation in newest + 1.. {
-            let manifest = match manifest(self.objects, folder, generation) {
-                Ok(None) => break,
-                Ok(Some(manifest)) => Some(manifest),
-                // It may name any of them.
-                Err(StateError::Damaged { .. } | StateError::Newer { .. }) => None,
-                Err(error) => return Err(error),
-            };
+            let manifest = manifest(self.objects, folder, generation);
+            if matches!(manifest, Ok(None)) {
+                break;
+            }
             for (digest, bytes) in removed {
-                if manifest.as_ref().is_none_or(|manifest| manifest.blobs().any(|blob| blob == *digest)) {
+                // One that cannot be read may name any of them.
+                let named = manifest.as_ref().ok().and_then(Option::as_ref);
+                if named.is_none_or(|manifest| manifest.blobs().any(|blob| blob == *digest)) {
                     let path = format!("{folder}/blobs/{digest}");
                     self.objects.put(&path, bytes.clone())?;
                     report
                         .notes
                         .push(format!("{} was published meanwhile, and written again", self.objects.name(&path)));
                 }
+            }
+            match manifest {
+                Ok(_) | Err(StateError::Damaged { .. } | StateError::Newer { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -284,8 +304,8 @@ impl Sweep<'_> {
         if !entries.is_empty() && !self.options.is_dry_run {
             let (name, bytes) = history_file(&entries)
                 .map_err(|error| StateError::Io { path: "history".into(), source: std::io::Error::other(error) })?;
-            // One of this name is the same: its digest is in it.
-            self.objects.create(&format!("{folder}/history/{name}"), bytes.into())?;
+            // One of this name is the same, for its digest is in it, or half of that.
+            self.objects.put(&format!("{folder}/history/{name}"), bytes.into())?;
         }
         for generation in removed {
             let bytes = listed.get(&generation).map_or(0, |object| object.bytes);

@@ -71,7 +71,8 @@ pub fn audit(
     for model in models {
         if let Some(store) = &model.store {
             // One more than is wanted: there is a next page, or not.
-            found.extend(store.audit(before, limit.saturating_add(1))?);
+            let entries = store.audit(before, limit.saturating_add(1));
+            found.extend(entries.map_err(|error| store.of_a_read(error))?);
         }
     }
     found.sort_by(|(a, _), (b, _)| b.cmp(a));

@@ -140,7 +140,7 @@ pub enum LoadError {
     /// A head of the state that cannot be served by what the model directory is now.
     #[error(
         "head `{head}` version {version} in {state}: {source}. If the model directory has become another model, give it \
-         another name in model.toml, or move {state} away: then it starts without what was published"
+         another name in model.toml, or {anew}: then it starts without what was published"
     )]
     OfAnother {
         /// The head.
@@ -149,6 +149,8 @@ pub enum LoadError {
         version: u32,
         /// The folder of the state.
         state: String,
+        /// How to begin without it.
+        anew: String,
         /// Why.
         source: Box<RegistryError>,
     },
@@ -193,6 +195,10 @@ pub fn load_model_with(
     let preprocessor = preprocessor_of(directory, options)?;
     let backbones = load_backbones(directory, &mut files, options, preprocessor.output_size())?;
     let (feature_dim, provider) = (backbones.feature_dim, backbones.provider);
+    let digests = backbones.digest.map(|backbone| ModelDigests {
+        labels: Digest::of(directory.labels.join("\n").as_bytes()).to_hex(),
+        backbone: backbone.to_hex(),
+    });
     let source = BackboneSource::new(directory, (backbones.is_cut, provider), &preprocessor, options)?;
     let lone_threads = if backbones.lone.is_some() { options.lone_threads } else { options.session.threads };
     let warm = warm_up(directory, backbones, &preprocessor, options)?;
@@ -217,7 +223,6 @@ pub fn load_model_with(
         metrics: Arc::clone(&options.metrics),
         pools: HashMap::new().into(),
     };
-    let digests = store.as_ref().map(|_| digests_of(directory)).transpose()?;
     let Started { state, highest, id, damaged } =
         Start { directory, files: &files, builder: &builder, digests, store: store.as_ref() }.run()?;
     let replica = Replica::new(options.metrics.of_state(&directory.name), damaged);
@@ -249,11 +254,6 @@ pub fn load_model_with(
     };
     model.observe(None, &model.state());
     Ok(model)
-}
-
-fn digests_of(directory: &ModelDirectory) -> Result<ModelDigests, LoadError> {
-    let labels = Digest::of(directory.labels.join("\n").as_bytes()).to_hex();
-    Ok(ModelDigests { labels, backbone: Digest::of(&read(&directory.backbone)?).to_hex() })
 }
 
 /// A head file of the directory, or one made of a classifier's last layer.

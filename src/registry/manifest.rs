@@ -1,10 +1,11 @@
 //! The state of a model as it is written down.
 //!
 //! ```json
-//! {"format": "equipoise-manifest/2", "sha256": "of the bytes of `manifest`", "manifest": {"generation": 42, "parent": 41, ...}}
+//! {"format": "equipoise-manifest/3", "sha256": "of the bytes of `manifest`", "manifest": {"generation": 42, "parent": 41, ...}}
 //! ```
 //!
-//! Format 1 was the inner object alone, without a digest and without its circumstances. It is read for ever.
+//! Format 2 was the same with less in `manifest`, and format 1 the inner object alone, without a digest and without its
+//! circumstances. Both are read for ever. Whatever is added to the inner object takes a new number.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,9 @@ use crate::heads::{Digest, Settings};
 const FAMILY: &str = "equipoise-manifest/";
 const FORMAT_1: &str = "equipoise-manifest/1";
 const FORMAT_2: &str = "equipoise-manifest/2";
+/// The one that is written, and its number.
+const FORMAT_3: &str = "equipoise-manifest/3";
+const NEWEST: u32 = 3;
 
 /// A state without what can be made again: heads by their source, and their settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +53,7 @@ pub(super) struct Manifest {
 pub struct ModelDigests {
     /// The SHA-256 of the names of the classes, one a line, in hexadecimal.
     pub labels: String,
-    /// That of the backbone's file.
+    /// That of the backbone's file, without weights that lie beside it.
     pub backbone: String,
 }
 
@@ -106,7 +110,7 @@ struct Format1 {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Format2<'a> {
+struct Sealed<'a> {
     #[serde(rename = "format")]
     _format: String,
     sha256: String,
@@ -161,7 +165,7 @@ impl Manifest {
     pub(super) fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let inner = serde_json::to_string_pretty(self)?;
         let digest = Digest::of(inner.as_bytes()).to_hex();
-        Ok(format!("{{\n\"format\": \"{FORMAT_2}\",\n\"sha256\": \"{digest}\",\n\"manifest\": {inner}\n}}\n")
+        Ok(format!("{{\n\"format\": \"{FORMAT_3}\",\n\"sha256\": \"{digest}\",\n\"manifest\": {inner}\n}}\n")
             .into_bytes())
     }
 
@@ -171,13 +175,14 @@ impl Manifest {
         let json = |error: serde_json::Error| damaged(error.to_string());
         let AnyFormat { format } = serde_json::from_slice(bytes).map_err(json)?;
         let manifest = match format.as_str() {
-            FORMAT_2 => {
-                let Format2 { sha256, manifest, .. } = serde_json::from_slice(bytes).map_err(json)?;
+            FORMAT_2 | FORMAT_3 => {
+                let Sealed { sha256, manifest, .. } = serde_json::from_slice(bytes).map_err(json)?;
                 let found = Digest::of(manifest.get().as_bytes()).to_hex();
                 if found != sha256 {
                     return Err(damaged(format!("its content has the SHA-256 {found}, and it says {sha256}")));
                 }
-                serde_json::from_str(manifest.get()).map_err(json)?
+                // It is what was written: who goes on without it loses what it says.
+                serde_json::from_str(manifest.get()).map_err(|_| ManifestError::Newer { format })?
             }
             FORMAT_1 => {
                 let read: Format1 = serde_json::from_slice(bytes).map_err(json)?;
@@ -199,7 +204,7 @@ impl Manifest {
             other => {
                 let number = other.strip_prefix(FAMILY).and_then(|number| number.parse::<u32>().ok());
                 return Err(match number {
-                    Some(number) if number > 2 => ManifestError::Newer { format },
+                    Some(number) if number > NEWEST => ManifestError::Newer { format },
                     _ => damaged(format!("its format is `{other}`")),
                 });
             }
@@ -210,14 +215,14 @@ impl Manifest {
         }
     }
 
-    /// Gives no version again that one of the generations after it gave, which are not to be served. Of one that cannot be
-    /// read (`None`) it is not known which: a change gives a head at most one.
-    pub(super) fn pass_over(&mut self, later: &[Option<Self>]) {
-        for (name, series) in later.iter().flatten().flat_map(|later| &later.heads) {
+    /// Gives no version again that one of the generations after it gave, up to `newest`, which are not to be served. Of one
+    /// that is not among `later`, for it cannot be read or is gone, it is not known which: a change gives a head at most one.
+    pub(super) fn pass_over(&mut self, later: &[Self], newest: u64) {
+        for (name, series) in later.iter().flat_map(|later| &later.heads) {
             let next_version = &mut self.heads.entry(name.clone()).or_default().next_version;
             *next_version = series.next_version.max(*next_version);
         }
-        let n_unknown = later.iter().filter(|later| later.is_none()).count();
+        let n_unknown = newest.saturating_sub(self.generation).saturating_sub(later.len() as u64);
         for series in self.heads.values_mut() {
             series.next_version = series.next_version.saturating_add(u32::try_from(n_unknown).unwrap_or(u32::MAX));
         }

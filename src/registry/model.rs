@@ -201,7 +201,7 @@ impl Model {
         self.observe(Some(&self.state.load()), &next);
         self.state.store(Arc::clone(&next));
         if let Some(store) = &self.store {
-            store.remember(next.generation);
+            store.remember(next.generation, false);
         }
         next
     }

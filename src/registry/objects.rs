@@ -185,11 +185,11 @@ impl Objects {
         }
     }
 
-    /// When an object was written, by the clock of the store; `None` if there is none of that name.
-    pub(super) fn modified(&self, path: &str) -> Result<Option<DateTime<Utc>>, StateError> {
+    /// How long an object is, and when it was written, by the clock of the store; `None` if there is none of that name.
+    pub(super) fn meta(&self, path: &str) -> Result<Option<ObjectMeta>, StateError> {
         let (store, location) = (Arc::clone(&self.store), Path::from(path));
         match self.wait(path, async move { store.head(&location).await })? {
-            Ok(found) => Ok(Some(found.last_modified)),
+            Ok(found) => Ok(Some(found)),
             Err(ObjectError::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed(path, &error)),
         }
@@ -210,7 +210,7 @@ impl Objects {
             Ok(Ok(())) => return Ok(true),
             Ok(Err(ObjectError::AlreadyExists { .. } | ObjectError::Precondition { .. })) => {
                 // A client that tried twice may have met its own first try.
-                return match self.get(path)? {
+                return match self.get(path).map_err(StateError::into_unreachable)? {
                     Some(found) => Ok(found == bytes),
                     // In a folder something else has the name. In a bucket two writers met, and neither has it yet.
                     None if self.is_local => {
@@ -223,16 +223,15 @@ impl Objects {
             Err(error) => error,
         };
         match self.get(path) {
-            // It is there and the folder may not be synced. Alone nobody has seen it; others may have gone on from it.
-            Ok(Some(found)) if found == bytes && self.is_local && !self.is_shared => {
-                self.delete(path)?;
-                Err(error)
-            }
-            Ok(Some(found)) if found == bytes && self.is_local => {
-                Err(StateError::Unreachable { object: self.name(path), problem: error.to_string() })
-            }
             Ok(Some(found)) if !self.is_local => Ok(found == bytes),
-            _ => Err(error),
+            // It is there and the folder may not be synced. Alone nobody has seen it; others may have gone on from it.
+            Ok(Some(found)) if found == bytes => match !self.is_shared && self.delete(path).is_ok() {
+                true => Err(error),
+                false => Err(error.into_unreachable()),
+            },
+            Ok(_) => Err(error),
+            // Nor is it known whether it is there.
+            Err(_) => Err(error.into_unreachable()),
         }
     }
 
@@ -320,7 +319,16 @@ mod tests {
 
     /// Writes, and then fails: a folder that has the file and cannot be synced.
     #[derive(Debug)]
-    struct NotSynced(InMemory);
+    struct NotSynced {
+        store: InMemory,
+        is_taken: bool,
+        can_be_read: bool,
+        can_be_removed: bool,
+    }
+
+    fn failure() -> ObjectError {
+        ObjectError::Generic { store: "not synced", source: Box::new(io::Error::from_raw_os_error(5)) }
+    }
 
     impl std::fmt::Display for NotSynced {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -331,8 +339,11 @@ mod tests {
     #[async_trait::async_trait]
     impl ObjectStore for NotSynced {
         async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-            self.0.put_opts(path, payload, options).await?;
-            Err(ObjectError::Generic { store: "not synced", source: Box::new(io::Error::from_raw_os_error(5)) })
+            self.store.put_opts(path, payload, options).await?;
+            Err(match self.is_taken {
+                true => ObjectError::AlreadyExists { path: path.to_string(), source: "its own first try".into() },
+                false => failure(),
+            })
         }
 
         async fn put_multipart_opts(
@@ -340,39 +351,58 @@ mod tests {
             path: &Path,
             options: PutMultipartOptions,
         ) -> Result<Box<dyn MultipartUpload>> {
-            self.0.put_multipart_opts(path, options).await
+            self.store.put_multipart_opts(path, options).await
         }
 
         async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-            self.0.get_opts(path, options).await
+            if self.can_be_read { self.store.get_opts(path, options).await } else { Err(failure()) }
         }
 
         fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-            self.0.delete_stream(paths)
+            if self.can_be_removed {
+                return self.store.delete_stream(paths);
+            }
+            Box::pin(futures_util::stream::once(async { Err(failure()) }))
         }
 
         fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-            self.0.list(prefix)
+            self.store.list(prefix)
         }
 
         async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-            self.0.list_with_delimiter(prefix).await
+            self.store.list_with_delimiter(prefix).await
         }
 
         async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-            self.0.copy_opts(from, to, options).await
+            self.store.copy_opts(from, to, options).await
         }
     }
 
     #[test]
     fn what_others_may_have_seen_in_a_folder_is_not_taken_back() {
         for is_shared in [false, true] {
-            let objects = Objects::of(Arc::new(NotSynced(InMemory::new())), "folder", None).unwrap();
+            let store = NotSynced { store: InMemory::new(), is_taken: false, can_be_read: true, can_be_removed: true };
+            let objects = Objects::of(Arc::new(store), "folder", None).unwrap();
             let objects = Objects { is_local: true, is_shared, ..objects };
             let error = objects.create("new", Bytes::from_static(b"content")).unwrap_err();
             // Alone nothing has changed; with others it is not known whether it has.
             assert_eq!(error.is_unreachable(), is_shared, "{error}");
             assert_eq!(objects.get("new").unwrap().is_some(), is_shared);
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_not_to_be_written_that_may_be() {
+        for is_shared in [false, true] {
+            for (is_taken, can_be_read, can_be_removed) in
+                [(false, true, false), (false, false, true), (true, false, true)]
+            {
+                let store = NotSynced { store: InMemory::new(), is_taken, can_be_read, can_be_removed };
+                let objects = Objects::of(Arc::new(store), "folder", None).unwrap();
+                let objects = Objects { is_local: true, is_shared, ..objects };
+                let error = objects.create("new", Bytes::from_static(b"content")).unwrap_err();
+                assert!(error.is_unreachable(), "{error}");
+            }
         }
     }
 }

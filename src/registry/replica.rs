@@ -116,7 +116,7 @@ impl Model {
         });
         self.replica.saw_files(&looked, store.is_shared);
         let looked = looked.map_err(|error| match error {
-            RegistryError::State(error) if store.is_shared => RegistryError::State(error.of_a_read()),
+            RegistryError::State(error) => RegistryError::State(store.of_a_read(error)),
             error => error,
         });
         self.replica.saw(self.name(), asked_at, &looked);

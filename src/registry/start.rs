@@ -48,7 +48,7 @@ struct Damage(BTreeSet<PathBuf>);
 
 impl Damage {
     fn found(&mut self, model: &str, what: &StateError) {
-        if let StateError::Damaged { path, .. } = what
+        if let StateError::Damaged { path, .. } | StateError::Io { path, .. } = what
             && self.0.insert(path.clone())
         {
             tracing::error!(model, "{what}");
@@ -64,6 +64,17 @@ impl Damage {
                 Ok(None)
             }
             read => read.map(Some),
+        }
+    }
+
+    /// The same of what is not served, and keeps nobody from starting: also what cannot be read is damaged.
+    fn or_unreadable<T>(&mut self, model: &str, read: Result<T, StateError>) -> Result<Option<T>, StateError> {
+        match read {
+            Err(error @ StateError::Io { .. }) => {
+                self.found(model, &error);
+                Ok(None)
+            }
+            read => self.or_damaged(model, read),
         }
     }
 }
@@ -150,12 +161,16 @@ impl Start<'_> {
             if !store.create(&manifest)? {
                 return Ok(None);
             }
+            if store.is_shared {
+                // What was written for it may have been taken for old until it was there.
+                self.mend(store, &manifest, damage)?;
+            }
             id = manifest.id;
         }
         if !store.is_shared {
             check_all(store, model, &generations, damage)?;
         }
-        store.remember(state.generation);
+        store.remember(state.generation, true);
         Ok(Some(Started { state, highest, id, damaged: std::mem::take(&mut damage.0) }))
     }
 
@@ -167,6 +182,7 @@ impl Start<'_> {
         damage: &mut Damage,
     ) -> Result<Option<Found>, LoadError> {
         let sources = Sources::at_start(self.files, Some(store));
+        let newest = generations.last().copied().unwrap_or(0);
         let (mut first_damage, mut passed_over) = (None, Vec::new());
         for &generation in generations.iter().rev() {
             let read = store.manifest(generation);
@@ -174,7 +190,7 @@ impl Start<'_> {
             let attempt = read.map_err(LoadError::from).and_then(|manifest| {
                 let Some(mut manifest) = manifest else { return Ok(None) };
                 self.complete(store, &mut manifest)?;
-                manifest.pass_over(&passed_over);
+                manifest.pass_over(&passed_over, newest);
                 self.found(Some(manifest), &sources).map(Some)
             });
             match attempt {
@@ -183,7 +199,7 @@ impl Start<'_> {
                 Err(LoadError::State(error @ StateError::Damaged { .. })) => {
                     damage.found(&self.directory.name, &error);
                     first_damage.get_or_insert(error);
-                    passed_over.push(known);
+                    passed_over.extend(known);
                 }
                 Err(error) => return Err(error),
             }
@@ -204,8 +220,8 @@ impl Start<'_> {
             (LoadError::Head { head, version, source: source @ RegistryError::Incompatible { .. } }, Some(store))
                 if is_old(&head, version) =>
             {
-                let state = store.objects.name(&store.folder);
-                LoadError::OfAnother { head, version, state, source: Box::new(source) }
+                let (state, anew) = (store.objects.name(&store.folder), store.how_to_begin_anew());
+                LoadError::OfAnother { head, version, state, anew, source: Box::new(source) }
             }
             (error, _) => error,
         })?;
@@ -227,7 +243,8 @@ impl Start<'_> {
             state,
             "the {changed} of model `{model}` have changed since its state was written: heads that were published before \
              are served as if they were made for these. If they were not, give the model another name in model.toml, or \
-             move {state} away"
+             {}. The next change of the model ends this warning",
+            store.how_to_begin_anew()
         );
     }
 
@@ -253,7 +270,8 @@ impl Start<'_> {
         for digest in manifest.blobs().collect::<BTreeSet<_>>() {
             let file = self.files.values().find(|file| file.parsed.digest.to_hex() == digest);
             let found = match (store.is_shared, file) {
-                (true, _) => store.find_blob(digest),
+                // To read all of a bucket would take long. Of what is here the length tells most.
+                (true, _) => store.blob(digest).and_then(|bytes| store.find_blob(digest, bytes.len())),
                 (false, Some(_)) => store.stored_blob(digest).map(drop),
                 // It has just been read.
                 (false, None) => continue,
@@ -263,12 +281,18 @@ impl Start<'_> {
                     Some(file) => file.bytes()?,
                     None => store.blob(digest)?.into(),
                 };
-                store.put_blob(digest, &bytes, false)?;
-                tracing::warn!(
-                    model,
-                    digest,
-                    "wrote it again: the model directory has the file, or this server a copy"
-                );
+                match store.put_blob(digest, &bytes, false) {
+                    Ok(_) => tracing::warn!(
+                        model,
+                        digest,
+                        "wrote it again: the model directory has the file, or this server a copy"
+                    ),
+                    // This server serves all the same.
+                    Err(error) if store.is_shared => {
+                        tracing::warn!(model, digest, %error, "it cannot be written again: {error}");
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())
@@ -284,7 +308,7 @@ fn check_all(store: &ModelStore, model: &str, generations: &[u64], damage: &mut 
         let manifest = match store.manifest(generation) {
             // Of a later version: it says nothing of this one.
             Err(StateError::Newer { .. }) => None,
-            read => damage.or_damaged(model, read)?.flatten(),
+            read => damage.or_unreadable(model, read)?.flatten(),
         };
         if let Some(manifest) = &manifest {
             for generation in missing.drain(..) {
@@ -292,7 +316,7 @@ fn check_all(store: &ModelStore, model: &str, generations: &[u64], damage: &mut 
                 damage.found(model, &StateError::Damaged { path, problem: "it is missing".to_owned() });
             }
             for digest in manifest.blobs().filter(|digest| looked_at.insert((*digest).to_owned())) {
-                damage.or_damaged(model, store.stored_blob(digest))?;
+                damage.or_unreadable(model, store.stored_blob(digest))?;
             }
         }
         let Some(below) = index.checked_sub(1).and_then(|index| generations.get(index)) else { break };

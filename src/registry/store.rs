@@ -59,14 +59,15 @@ pub(super) fn lock(path: &Path) -> Result<File, StateError> {
     fs::create_dir_all(path).map_err(io_error(path))?;
     let lock_path = path.join("lock");
     let lock = File::create(&lock_path).map_err(io_error(&lock_path))?;
-    for _ in 0..LOCK_TRIES {
+    for tries in 1.. {
         match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) if tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::WouldBlock) => return Err(StateError::Locked { path: path.to_owned() }),
             Err(fs::TryLockError::Error(source)) => return Err(StateError::Io { path: lock_path, source }),
         }
     }
-    Err(StateError::Locked { path: path.to_owned() })
+    Ok(lock)
 }
 
 impl StateDir {
@@ -227,12 +228,28 @@ impl ModelStore {
         Ok(found)
     }
 
-    /// Takes down which generation is served.
-    pub(super) fn remember(&self, generation: u64) {
-        if let Some(path) = &self.newest_served
-            && let Err(error) = fs::write(path, generation.to_string())
-        {
-            tracing::warn!(%error, "{}: {error}", path.display());
+    /// Takes down which generation is served. An earlier number is left whole until this one is: nothing of either would
+    /// tell nothing. Only a start waits for the disk.
+    pub(super) fn remember(&self, generation: u64, is_start: bool) {
+        let Some(path) = &self.newest_served else { return };
+        let (text, beside) = (generation.to_string(), path.with_extension("tmp"));
+        let written = match is_start {
+            true => write_whole(path.parent().unwrap_or(path), path, text.as_bytes()),
+            false => fs::write(&beside, text).and_then(|()| fs::rename(&beside, path)).map_err(io_error(path)),
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "{error}");
+        }
+    }
+
+    /// What somebody does who wants none of what was published.
+    pub(super) fn how_to_begin_anew(&self) -> String {
+        let generations = self.objects.name(&generations_folder(&self.folder));
+        match &self.newest_served {
+            None => format!("move {generations} away"),
+            Some(path) => {
+                format!("stop its servers, move {generations} away and remove {} on each of them", path.display())
+            }
         }
     }
 
@@ -288,6 +305,15 @@ impl ModelStore {
         Ok(true)
     }
 
+    /// Writes a head file again that went between its writing and that of the generation which names it: a clean-up has
+    /// looked for that one too early.
+    pub(super) fn keep_blob(&self, digest: &str, bytes: &[u8]) -> Result<(), StateError> {
+        match self.find_blob(digest, bytes.len()) {
+            Err(StateError::Damaged { .. }) => self.put_blob(digest, bytes, false).map(drop),
+            found => found,
+        }
+    }
+
     /// A head file, whose content is checked against its name: a copy that is whole, or what the store has.
     pub(super) fn blob(&self, digest: &str) -> Result<Vec<u8>, StateError> {
         if let Some(folder) = &self.copies
@@ -301,23 +327,28 @@ impl ModelStore {
         Ok(bytes)
     }
 
-    /// Whether the store has a head file; its content is not looked at.
+    /// Whether the store has a head file of that length; its content is not looked at.
     ///
     /// # Errors
-    /// [`StateError::Damaged`] if it is missing.
-    pub(super) fn find_blob(&self, digest: &str) -> Result<(), StateError> {
+    /// [`StateError::Damaged`] if it has not.
+    pub(super) fn find_blob(&self, digest: &str, n_bytes: usize) -> Result<(), StateError> {
         let path = self.blob_path(digest);
-        match self.objects.modified(&path)? {
-            Some(_) => Ok(()),
-            None => {
-                Err(StateError::Damaged { path: self.objects.name(&path).into(), problem: "it is missing".to_owned() })
-            }
-        }
+        let problem = match self.objects.meta(&path)? {
+            Some(found) if found.size == n_bytes as u64 => return Ok(()),
+            Some(found) => format!("it has {} bytes instead of {n_bytes}", found.size),
+            None => "it is missing".to_owned(),
+        };
+        Err(StateError::Damaged { path: self.objects.name(&path).into(), problem })
     }
 
     /// A head file as the store has it.
     pub(super) fn stored_blob(&self, digest: &str) -> Result<Vec<u8>, StateError> {
         blob(&self.objects, &self.folder, digest)
+    }
+
+    /// What was read, where others share the store: there it is away that cannot be read.
+    pub(super) fn of_a_read(&self, error: StateError) -> StateError {
+        if self.is_shared { error.into_unreachable() } else { error }
     }
 
     fn keep_copy(&self, digest: &str, bytes: &[u8]) {

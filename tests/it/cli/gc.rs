@@ -92,6 +92,21 @@ fn a_store_that_is_not_there_is_not_made() {
     }
 }
 
+#[test]
+fn a_directory_that_is_named_is_meant_whatever_the_environment_has() {
+    let state = tempfile::TempDir::new().unwrap();
+    std::fs::create_dir_all(state.path().join("models/named")).unwrap();
+    let outcome = |command: &mut std::process::Command| {
+        let output = command.env("EQUIPOISE_STATE", "file:///nowhere/at/all").output().unwrap();
+        (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (is_well, told) = outcome(&mut equipoise(&["gc", "--state-dir", &path(state.path())]));
+    assert!(is_well && told.contains("named: 0 files removed"), "{told}");
+    // A server with both has its generations in the store.
+    let (is_well, told) = outcome(equipoise(&["gc"]).env("EQUIPOISE_STATE_DIR", state.path()));
+    assert!(!is_well && told.contains("/nowhere/at/all"), "{told}");
+}
+
 #[tokio::test]
 async fn a_store_in_use_keeps_what_is_young() {
     let store = Store::new();

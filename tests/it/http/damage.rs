@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use equipoise::heads::Digest;
 use serde_json::json;
 
 use super::{
@@ -13,6 +14,7 @@ use crate::app::{Setup, TestApp, copy_of_icons30, root, send};
 
 const DAMAGED: &str = "equipoise_state_damaged_files{model=\"icons30\"}";
 const GENERATION: &str = "equipoise_state_generation{model=\"icons30\"}";
+const FORMAT: &str = "equipoise-manifest/3";
 
 async fn tau(app: &TestApp) -> f64 {
     send(app.admin("GET", "heads/tau")).await.expect(200).json()["settings"]["tau"].as_f64().unwrap()
@@ -90,6 +92,38 @@ async fn what_cannot_be_read_is_not_taken_for_damage() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_and_is_not_served_is_counted_and_keeps_nobody_from_starting() {
+    let setup = Setup::new();
+    let app = setup.start();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    app.delete_head("mine").await.expect(204);
+    app.shutdown();
+    let blob = file_of(&setup, "blobs", Some(&head_file(1, None)));
+    std::fs::remove_file(&blob).unwrap();
+    std::os::unix::fs::symlink(&blob, &blob).unwrap();
+    let app = setup.start();
+    let samples = app.metrics().await;
+    assert_eq!((samples.get(DAMAGED), samples.get(GENERATION)), (1.0, 3.0));
+}
+
+#[tokio::test]
+async fn versions_that_a_missing_generation_gave_are_not_given_again() {
+    let setup = Setup::new();
+    let app = setup.start();
+    for (head, seed, version) in [("mine", 1, 1), ("crt", 2, 2), ("crt", 3, 3), ("crt", 4, 4)] {
+        assert_eq!(app.put_head(head, head_file(seed, None)).await.expect(201).json()["version"], version);
+    }
+    app.shutdown();
+    let folder = setup.state.path().join("models/icons30/generations");
+    std::fs::remove_file(folder.join("00000000003.json")).unwrap();
+    std::fs::remove_file(folder.join("00000000004.json")).unwrap();
+    std::fs::write(folder.join("00000000005.json"), b"damaged").unwrap();
+    let app = setup.start();
+    assert_eq!(app.metrics().await.get(GENERATION), 2.0);
+    assert_eq!(app.put_head("crt", head_file(5, None)).await.expect(201).json()["version"], 5);
+}
+
+#[tokio::test]
 async fn versions_of_generations_that_are_passed_over_are_not_given_again() {
     let setup = Setup::new();
     let app = setup.start();
@@ -152,11 +186,25 @@ async fn a_generation_of_a_later_version_is_refused_with_a_word() {
     app.patch("tau", json!({ "tau": 0.5 })).await.expect(200);
     app.shutdown();
     let manifest = file_of(&setup, "generations", None);
-    let text = std::fs::read_to_string(&manifest).unwrap().replace("equipoise-manifest/2", "equipoise-manifest/3");
-    std::fs::write(&manifest, text).unwrap();
-    let error = load_error(&setup);
-    assert!(error.contains(manifest.to_str().unwrap()), "{error}");
-    assert!(error.contains("equipoise-manifest/3") && error.contains("later version of equipoise"), "{error}");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let next = text.replace(FORMAT, "equipoise-manifest/4");
+    // What it has more is as it was written, and nothing is damaged.
+    let written: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut inner = written["manifest"].clone();
+    inner["more"] = json!("of a later version");
+    let (inner, format) = (inner.to_string(), &written["format"]);
+    let digest = Digest::of(inner.as_bytes()).to_hex();
+    let more = format!("{{\"format\": {format}, \"sha256\": \"{digest}\", \"manifest\": {inner}}}");
+    for (later, format) in [(next, "equipoise-manifest/4"), (more, FORMAT)] {
+        std::fs::write(&manifest, later).unwrap();
+        let error = load_error(&setup);
+        assert!(error.contains(manifest.to_str().unwrap()), "{error}");
+        assert!(error.contains(format) && error.contains("later version of equipoise"), "{error}");
+    }
+    // An earlier one is read.
+    std::fs::write(&manifest, text.replace(FORMAT, "equipoise-manifest/2")).unwrap();
+    let app = setup.start();
+    assert_eq!((app.metrics().await.get(DAMAGED), tau(&app).await), (0.0, 0.5));
 }
 
 fn copy(from: &Path, to: &Path) {

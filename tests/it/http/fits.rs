@@ -1,8 +1,11 @@
 //! Fits, and evaluations of what came of them.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use equipoise::{
@@ -15,7 +18,10 @@ use ndarray::ArrayView2;
 use serde_json::{Value, json};
 
 use super::head_file;
-use crate::app::{Answer, Setup, TestApp, guard, icons30, send};
+use crate::{
+    app::{Answer, Setup, TestApp, guard, icons30, send},
+    shared::Store,
+};
 
 /// Runs for as long as a test takes, however fast the machine is.
 fn endless() -> Value {
@@ -630,6 +636,37 @@ async fn a_damaged_record_or_head_file_is_named_and_takes_nothing_else_along() {
     assert_eq!(list["fits"].as_array().unwrap().len(), 2);
     send(app.admin("GET", &format!("fits/{}", ids[1]))).await.problem(404, "fit_not_found");
     post(&app, &publish(&ids[2]), &json!({})).await.expect(201);
+}
+
+#[tokio::test]
+async fn a_fit_that_was_refused_does_not_come_back() {
+    let setup = Setup::new();
+    let app = setup.start();
+    let train = upload(&app, "train").await;
+    let fits = setup.state.path().join("models/icons30/fits");
+    let set_mode = |mode| std::fs::set_permissions(&fits, std::fs::Permissions::from_mode(mode)).unwrap();
+    // Files can be made in it, and it cannot be opened to sync them; by root it can.
+    set_mode(0o300);
+    if std::fs::read_dir(&fits).is_err() {
+        let body = json!({ "method": "ncm", "feature_set": train, "head": "x" });
+        post(&app, "fits", &body).await.problem(500, "state_not_written");
+    }
+    set_mode(0o700);
+    app.shutdown();
+    assert_eq!(send(setup.start().admin("GET", "fits")).await.json()["fits"], json!([]));
+}
+
+#[tokio::test]
+async fn a_fit_that_may_have_been_published_does_not_say_that_it_was_not() {
+    let store = Store::new();
+    let Some(folder) = &store.folder else { return };
+    let app = store.server(std::time::Duration::from_secs(3600)).start();
+    let train = upload(&app, "train").await;
+    std::fs::write(folder.path().join("models/icons30/generations/00000000002.json"), "damaged").unwrap();
+    let body = json!({ "method": "ncm", "feature_set": train, "head": "x", "publish": "always" });
+    let fit = fitted(&app, &body).await;
+    let reason = fit["publish_reason"].as_str().unwrap();
+    assert!(fit["head"].is_null() && reason.starts_with("perhaps published, which the audit says: "), "{reason}");
 }
 
 #[tokio::test]

@@ -153,11 +153,22 @@ async fn a_model_that_has_become_another_is_told_the_ways_out() {
     std::fs::write(copy.path().join("model.toml"), before.replace("train_counts = \"train_counts.csv\"\n", ""))
         .unwrap();
     let error = load_error(&setup);
-    let state = setup.state.path().join("models/icons30");
+    let generations = setup.state.path().join("models/icons30/generations");
     assert!(error.contains("30 classes") && error.contains("another name in model.toml"), "{error}");
-    assert!(error.contains(&format!("move {} away", state.display())), "{error}");
-    std::fs::remove_dir_all(state).unwrap();
+    assert!(error.contains(&format!("move {} away: ", generations.display())), "{error}");
+    std::fs::remove_dir_all(generations).unwrap();
     setup.start().shutdown();
+}
+
+#[tokio::test]
+async fn a_setting_that_cannot_be_is_told_of_the_version_that_would_have_it() {
+    let copy = copy_of_icons30();
+    let setup = Setup::new().models(&[copy.path()]);
+    setup.start().shutdown();
+    let toml = std::fs::read_to_string(copy.path().join("model.toml")).unwrap();
+    std::fs::write(copy.path().join("model.toml"), toml.replace("[heads.crt]", "[heads.crt]\ntau = 0.5")).unwrap();
+    let error = load_error(&setup);
+    assert!(error.contains("head `crt` version 2: "), "{error}");
 }
 
 /// The only file of a folder of the state directory whose content is `bytes`, or the newest by name.

@@ -2,11 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use equipoise::heads::Digest;
 use serde_json::json;
 
 use super::{Store, heads};
 use crate::{
-    app::Setup,
+    app::{Setup, TOKEN, send},
     http::{feature_rows, head_file},
 };
 
@@ -57,11 +58,12 @@ async fn what_cannot_be_read_is_as_good_as_away() {
     let before = heads(&app).await;
     let (generations, aside) = (model.join("generations"), model.join("aside"));
     let next = generations.join("00000000003.json");
-    // Garbage in the place of the next one, a link to itself there, and a file where the folder was.
-    for trouble in 0..3 {
+    // Garbage in the place of the next one, what a later version wrote, a link to itself there, and a file where the folder was.
+    for trouble in 0..4 {
         match trouble {
             0 => std::fs::write(&next, "damaged").unwrap(),
-            1 => std::os::unix::fs::symlink(&next, &next).unwrap(),
+            1 => std::fs::write(&next, r#"{"format": "equipoise-manifest/99"}"#).unwrap(),
+            2 => std::os::unix::fs::symlink(&next, &next).unwrap(),
             _ => {
                 std::fs::rename(&generations, &aside).unwrap();
                 std::fs::write(&generations, "a file").unwrap();
@@ -69,10 +71,14 @@ async fn what_cannot_be_read_is_as_good_as_away() {
         }
         app.until("the store to be missed", |samples| samples.get(REACHABLE) == 0.0).await;
         app.patch("tau", json!({ "tau": 0.5 })).await.problem(503, "state_unreachable");
+        if matches!(trouble, 1 | 2) {
+            let audit = app.request("GET", "/admin/v1/audit").bearer_auth(TOKEN);
+            send(audit).await.problem(503, "state_unreachable");
+        }
         let samples = app.metrics().await;
-        assert_eq!((samples.get(REACHABLE), samples.get(DAMAGED)), (0.0, if trouble == 0 { 1.0 } else { 0.0 }));
+        assert_eq!((samples.get(REACHABLE), samples.get(DAMAGED)), (0.0, if trouble < 2 { 1.0 } else { 0.0 }));
         assert_eq!(heads(&app).await, before);
-        if trouble == 2 {
+        if trouble == 3 {
             std::fs::remove_file(&generations).unwrap();
             std::fs::rename(&aside, &generations).unwrap();
         } else {
@@ -105,20 +111,55 @@ async fn a_damaged_file_is_counted_once_and_no_longer_when_it_is_whole_again() {
 }
 
 #[tokio::test]
-async fn a_head_file_that_the_store_lost_is_written_again_by_who_has_a_copy() {
+async fn a_head_file_that_the_store_lost_or_cut_short_is_written_again_by_who_has_a_copy() {
+    for is_cut_short in [false, true] {
+        let store = Store::new();
+        let Some(model) = model(&store) else { return };
+        let setup = store.server(NEVER);
+        let app = setup.start();
+        app.put_head("mine", head_file(1, None)).await.expect(201);
+        app.shutdown();
+        for blob in std::fs::read_dir(model.join("blobs")).unwrap().map(|blob| blob.unwrap().path()) {
+            match is_cut_short {
+                true => std::fs::write(blob, "cut").unwrap(),
+                false => std::fs::remove_file(blob).unwrap(),
+            }
+        }
+        let _app = setup.start();
+        let other = store.server(NEVER).start();
+        other.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
+        assert_eq!(other.metrics().await.get(DAMAGED), 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_head_file_that_cannot_be_written_again_keeps_no_server_from_starting_that_has_a_copy() {
     let store = Store::new();
     let Some(model) = model(&store) else { return };
     let setup = store.server(NEVER);
     let app = setup.start();
     app.put_head("mine", head_file(1, None)).await.expect(201);
     app.shutdown();
-    for blob in std::fs::read_dir(model.join("blobs")).unwrap() {
-        std::fs::remove_file(blob.unwrap().path()).unwrap();
-    }
-    let _app = setup.start();
-    let other = store.server(NEVER).start();
-    other.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
-    assert_eq!(other.metrics().await.get(DAMAGED), 0.0);
+    let blob = model.join("blobs").join(Digest::of(&head_file(1, None)).to_hex());
+    std::fs::remove_file(&blob).unwrap();
+    // Nothing takes the place of a folder that is not empty.
+    std::fs::create_dir_all(blob.join("in the way")).unwrap();
+    let app = setup.start();
+    app.classify_features("?head=mine", &feature_rows(1)).await.expect(200);
+    assert_eq!(app.metrics().await.get(DAMAGED), 1.0);
+}
+
+#[tokio::test]
+async fn what_was_served_is_remembered_whole_while_the_next_is_written_down() {
+    let store = Store::new();
+    let setup = store.server(NEVER);
+    let app = setup.start();
+    let remembered = setup.state.path().join("models/icons30/newest-generation");
+    let before = remembered.with_file_name("before");
+    std::fs::hard_link(&remembered, &before).unwrap();
+    app.patch("tau", json!({ "tau": 0.25 })).await.expect(200);
+    let [before, after] = [before, remembered].map(|path| std::fs::read_to_string(path).unwrap());
+    assert_eq!((before.as_str(), after.as_str()), ("1", "2"));
 }
 
 fn load_error(setup: &Setup) -> String {
