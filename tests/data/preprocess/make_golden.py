@@ -166,22 +166,25 @@ def bmps(image, rgba):
     decode("top_down.bmp", bmp_by_hand(4, -3, 24, rng.integers(0, 256, 36, dtype=np.uint8).tobytes()))
 
 
-def tiff(size, bits, photometric, strips, compression=1, order="<", **tags):
-    """A TIFF written by hand, a strip for each plane. `tags` are numbers of two bytes, or bytes."""
+def tiff(size, bits, photometric, strips, compression=1, order="<", tile=None, **tags):
+    """A TIFF written by hand, a strip for each plane, or tiles of this size. `tags` are numbers of two bytes, or bytes."""
     (width, height), samples = size, len(bits)
     entries = {
         256: [width], 257: [height], 258: bits, 259: [compression], 262: [photometric], 277: [samples], 278: [height],
-        284: [2 if len(strips) > 1 else 1],
+        284: [2 if len(strips) > 1 and not tile else 1],
         **{int(tag[1:]): value for tag, value in tags.items()},
     }
     data = b"".join(strips)
     starts = np.cumsum([8] + [len(strip) for strip in strips[:-1]]).tolist()
     data += b"\0" * (len(data) % 2)
-    entries[273], entries[279] = starts, [len(strip) for strip in strips]
+    where, lengths = (324, 325) if tile else (273, 279)
+    entries[where], entries[lengths] = starts, [len(strip) for strip in strips]
+    if tile:
+        entries[322], entries[323] = [tile[0]], [tile[1]]
     directory, behind = struct.pack(order + "H", len(entries)), b""
     at = 8 + len(data) + 2 + 12 * len(entries) + 4
     for tag, value in sorted(entries.items()):
-        kind, count = (1 if isinstance(value, bytes) else 4 if tag in (273, 279) else 3), len(value)
+        kind, count = (1 if isinstance(value, bytes) else 4 if tag in (where, lengths) else 3), len(value)
         packed = value if kind == 1 else struct.pack(f"{order}{count}{'I' if kind == 4 else 'H'}", *value)
         if len(packed) > 4:
             packed += b"\0" * (len(packed) % 2)
@@ -215,6 +218,12 @@ def tiffs_by_hand(image):
     # Straight alpha, and a fourth channel that is none, are left alone.
     decode("straight.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[2]))
     decode("fourth_channel.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[0]))
+    padded = np.pad(rgba, ((0, 8), (0, 13), (0, 0)))
+    tiles = [padded[y : y + 16, x : x + 16] for y in (0, 16) for x in (0, 16)]
+    for name, channels in (("tiled", 3), ("tiled_rgba", 4)):
+        deflated = [zlib.compress(tile[:, :, :channels].tobytes()) for tile in tiles]
+        alpha = {"t338": [2]} if channels == 4 else {}
+        decode(f"{name}.tiff", tiff((19, 24), [8] * channels, 2, deflated, DEFLATE, tile=(16, 16), **alpha))
     words = rng.integers(0, 600, (9, 11)).astype("<u2")
     words[0] = [0, 1, 254, 255, 256, 65535, 65534, 65281, 65280, 32768, 300]
     decode("white_is_zero16.tiff", tiff((11, 9), [16], 0, [words.tobytes()]))
