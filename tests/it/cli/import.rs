@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{fails, icon, path, prints, prints_json, root};
+use super::{equipoise, fails, icon, path, prints, prints_json, root, text};
 
 fn classifier(name: &str) -> String {
     path(&root().join("tests/data/onnx").join(name))
@@ -101,6 +101,23 @@ fn what_the_flags_say_is_in_the_directory() {
     assert_eq!(tau["settings"], serde_json::json!({"tau": 1.0, "bias": "scale", "temperature": 1.0}));
     let table = prints(&["classify", &icon("bell/00.png"), "--model", &model]);
     assert!(table.contains("elk") && table.contains("few"), "{table}");
+}
+
+#[test]
+fn weights_beside_the_classifier_are_found_from_its_own_folder() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in ["external.onnx", "weights.bin"] {
+        fs::copy(classifier(file), folder.path().join(file)).expect("a copy");
+    }
+    let mut command = equipoise(&["import", "external.onnx", "-o", "m"]);
+    // From another folder ONNX Runtime may not be found.
+    let runtime = root().join(".ort/onnxruntime/capi");
+    if std::env::var_os("ORT_DYLIB_PATH").is_none() && runtime.exists() {
+        command.env("ORT_DYLIB_PATH", runtime);
+    }
+    let output = command.current_dir(folder.path()).output().expect("the binary runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(entries(&folder.path().join("m")), ["backbone.onnx", "heads", "labels.txt", "model.toml"]);
 }
 
 #[test]
