@@ -19,8 +19,8 @@ pub(super) struct JpegHeader<'a> {
     pub(super) height: usize,
     /// 1 gray, 3 colour, 4 inks.
     pub(super) n_components: usize,
-    /// Whether three components are red, green and blue as they are (libjpeg's rule: by their names, if nothing else
-    /// says what they are).
+    /// Whether three components are red, green and blue as they are. By libjpeg's rule a JFIF marker says that they are not,
+    /// without it Adobe's marker says what they are, and without either their names do.
     pub(super) is_plain_rgb: bool,
     /// The EXIF block, without its name.
     pub(super) exif: Option<&'a [u8]>,
@@ -34,7 +34,8 @@ impl<'a> JpegHeader<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, ImageError> {
         let truncated = || Format::Jpeg.truncated();
         let mut header = None;
-        let (mut exif, mut xmp, mut is_named_by_app, mut n_scans) = (None, None, false, 0);
+        let (mut exif, mut xmp, mut n_scans) = (None, None, 0);
+        let (mut is_jfif, mut adobe_transform) = (false, None);
         let mut at = 2;
         loop {
             let marker;
@@ -48,9 +49,11 @@ impl<'a> JpegHeader<'a> {
             let segment = segment(bytes, at).ok_or_else(truncated)?;
             at += 2 + segment.len();
             match marker {
-                APP0 => is_named_by_app |= segment.starts_with(b"JFIF\0"),
-                APP14 => is_named_by_app |= segment.starts_with(b"Adobe"),
-                // PIL reads no further than the first scan. Of EXIF the first counts, of XMP the last.
+                // PIL reads no further than the first scan. Of EXIF the first counts, of the others the last.
+                APP0 if n_scans == 0 => is_jfif |= segment.len() >= 14 && segment.starts_with(b"JFIF\0"),
+                APP14 if n_scans == 0 && segment.starts_with(b"Adobe") => {
+                    adobe_transform = segment.get(11).copied().or(adobe_transform);
+                }
                 APP1 if n_scans == 0 => {
                     exif = exif.or(segment.strip_prefix(EXIF_NAME));
                     xmp = segment.strip_prefix(XMP_NAME).or(xmp);
@@ -73,7 +76,12 @@ impl<'a> JpegHeader<'a> {
             return Err(Format::Jpeg.malformed("no scan"));
         }
         (header.exif, header.xmp) = (exif, xmp);
-        header.is_plain_rgb &= !is_named_by_app;
+        // What the names say stands there already.
+        header.is_plain_rgb = match adobe_transform {
+            _ if is_jfif || header.n_components != 3 => false,
+            Some(transform) => transform == 0,
+            None => header.is_plain_rgb,
+        };
         Ok(header)
     }
 

@@ -266,11 +266,40 @@ def jpegs(image):
     decode("restarts.jpg", saved(smooth, "JPEG", quality=75, restart_marker_rows=1), lossy=True)
     decode("gray.jpg", saved(image.convert("L"), "JPEG"), lossy=True)
     decode("plain_rgb.jpg", saved(image, "JPEG", keep_rgb=True), lossy=True)
+    colours(image)
     cmyk = saved(image.convert("CMYK"), "JPEG", quality=90)
     decode("cmyk.jpg", cmyk, lossy=True)
     adobe = cmyk.index(b"Adobe")
     decode("ycck.jpg", cmyk[: adobe + 11] + b"\2" + cmyk[adobe + 12 :], lossy=True)
     decode("behind_the_end.jpg", saved(image, "JPEG", quality=90) + b"more" * 9, lossy=True)
+
+
+def colours(image):
+    """What says whether three components are YCbCr or RGB: a JFIF marker, Adobe's, or their names, in this order."""
+    def named(data, names=b"RGB"):
+        data = bytearray(data)
+        for marker, behind, step in ((0xC0, 10, 3), (0xDA, 5, 2)):
+            at = data.index(bytes([0xFF, marker])) + behind
+            data[at : at + 3 * step : step] = names
+        return bytes(data)
+
+    def without(data, marker):
+        at = data.index(bytes([0xFF, marker]))
+        return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+
+    def with_adobe(data, transform):
+        return data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + data[2:]
+
+    rgb = without(saved(image, "JPEG", keep_rgb=True), 0xEE)
+    for name, subsampling in (("444", 0), ("420", 2)):
+        ycbcr = saved(image, "JPEG", quality=90, subsampling=subsampling)
+        decode(f"named_rgb_jfif_{name}.jpg", named(ycbcr), lossy=True)
+        decode(f"adobe0_jfif_{name}.jpg", with_adobe(ycbcr, 0), lossy=True)
+        decode(f"named_rgb_adobe1_{name}.jpg", with_adobe(named(without(ycbcr, 0xE0)), 1), lossy=True)
+        decode(f"named_else_{name}.jpg", named(without(ycbcr, 0xE0), b"YUV"), lossy=True)
+    decode("named_rgb.jpg", rgb, lossy=True)
+    decode("adobe0.jpg", with_adobe(named(rgb, b"\1\2\3"), 0), lossy=True)
+    decode("named_rgb_jfif_behind.jpg", rgb[:-2] + b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + rgb[-2:], lossy=True)
 
 
 def exifs():
