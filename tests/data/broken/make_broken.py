@@ -163,6 +163,8 @@ def bmps():
     broken("more_rows.bmp", with_size(24, 5000), "truncated")
     broken("far_data.bmp", bmp[:10] + struct.pack("<I", 0x7FFFFFFF) + bmp[14:], "truncated")
     broken("bad_depth.bmp", bmp[:28] + struct.pack("<H", 13) + bmp[30:], "malformed")
+    masks = struct.pack("<III", 0x0F00, 0xF0, 0x0F)
+    broken("other_masks.bmp", bmp[:18] + struct.pack("<iiHHI", 1, 1, 1, 16, 3) + bmp[34:54] + masks + bytes(4), "unsupported")
     broken("png_inside.bmp", bmp[:30] + struct.pack("<I", 5) + bmp[34:], "unsupported")
 
 

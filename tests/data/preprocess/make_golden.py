@@ -158,11 +158,18 @@ def bmps(image, rgba):
     rng = np.random.default_rng(2)
     words = rng.integers(0, 65536, (8, 10)).astype("<u2").tobytes()
     decode("rgb555.bmp", bmp_by_hand(10, 8, 16, words))
+    decode("rgb555_masks.bmp", bmp_by_hand(10, 8, 16, words, 3, masks=struct.pack("<III", 0x7C00, 0x3E0, 0x1F)))
     decode("rgb565.bmp", bmp_by_hand(10, 8, 16, words, 3, masks=struct.pack("<III", 0xF800, 0x7E0, 0x1F)))
     palette = rng.integers(0, 256, (256, 4), dtype=np.uint8)
     palette[:, 3] = 0
     runs = b"".join(bytes([6, y, 4, 200 - y, 0, 0]) for y in range(8)) + b"\0\1"
     decode("rle8.bmp", bmp_by_hand(10, 8, 8, runs, 1, palette=palette.tobytes()))
+    # Rows that end early, and steps to the right and up: what they leave out has the first colour.
+    gaps = b"\4\7\0\0" + b"\2\5\0\2\3\2\3\x0b\0\0" + b"\0\2\4\0\6\x0d\0\0" + b"\x0a\1\0\0" * 4 + b"\0\1"
+    decode("rle8_gaps.bmp", bmp_by_hand(10, 8, 8, gaps, 1, palette=palette.tobytes()))
+    # The oldest header. Where later ones have the bits of a pixel stands a 16, in its first row.
+    core = lambda bits, behind: b"BM" + struct.pack("<IHHIIHHHH", 26 + len(behind), 0, 0, 26, 12, 2, 1, 1, bits) + behind
+    decode("core.bmp", core(24, bytes([100, 200, 16, 0, 60, 50, 0, 0])))
     decode("top_down.bmp", bmp_by_hand(4, -3, 24, rng.integers(0, 256, 36, dtype=np.uint8).tobytes()))
 
 
