@@ -1,5 +1,6 @@
 //! PNG, WebP and BMP, through the decoders of the `image` crate.
 
+use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind};
 
 use image::codecs::{bmp::BmpDecoder, png::PngDecoder, webp::WebPDecoder};
@@ -29,13 +30,15 @@ pub(super) fn decode(
         }
         Format::WebP if !is_whole_webp(bytes) => Err(format.truncated()),
         Format::WebP => {
-            let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(fail)?;
+            let bytes = unblended(bytes);
+            let mut decoder = WebPDecoder::new(Cursor::new(&*bytes)).map_err(fail)?;
+            let n_copied = if matches!(bytes, Cow::Owned(_)) { bytes.len() as u64 } else { 0 };
             let orientation = exif.asked(|| {
                 // A broken EXIF block is no reason to refuse the picture.
                 let (exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
                 exif::orientation(exif.as_deref(), xmp.as_deref())
             });
-            Ok((read(format, decoder, false, 0, limits)?, orientation))
+            Ok((read(format, decoder, false, n_copied, limits)?, orientation))
         }
         _ => Ok((bmp(bytes, limits)?, Orientation::NoTransforms)),
     }
@@ -184,4 +187,24 @@ fn is_whole_webp(bytes: &[u8]) -> bool {
         at += length % 2;
     }
     true
+}
+
+/// A WebP whose first frame, if it has several, is not blended into the canvas: there is nothing behind it, and where it is
+/// transparent Pillow keeps its colours.
+fn unblended(bytes: &[u8]) -> Cow<'_, [u8]> {
+    /// The flags of a frame, counted from its chunk, and the one that says not to blend.
+    const FLAGS: usize = 8 + 15;
+    const IS_NOT_BLENDED: u8 = 2;
+    let mut at = 12;
+    while bytes.get(at..at + 4).is_some_and(|kind| kind != b"ANMF") {
+        at = length_at(bytes, at + 4).map_or(bytes.len(), |length| at.saturating_add(8 + length + length % 2));
+    }
+    match bytes.get(at + FLAGS) {
+        Some(flags) if flags & IS_NOT_BLENDED == 0 => {
+            let mut bytes = bytes.to_vec();
+            bytes[at + FLAGS] |= IS_NOT_BLENDED;
+            Cow::Owned(bytes)
+        }
+        _ => Cow::Borrowed(bytes),
+    }
 }

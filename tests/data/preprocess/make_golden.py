@@ -141,6 +141,15 @@ def webps(image, rgba):
     decode("lossy_alpha.webp", saved(rgba, "WEBP", quality=80), lossy=True)
     frames = [Image.fromarray(picture(29, 37, seed)) for seed in range(2)]
     decode("animated.webp", saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+    frames = [rgba, Image.fromarray(picture(29, 37, 1))]
+    for name, options in {"": {"lossless": True, "exact": True}, "_lossy": {"quality": 80}}.items():
+        data = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], **options))
+        # Blended into the canvas, in which there is nothing yet.
+        data[data.index(b"ANMF") + 23] &= ~2
+        decode(f"animated_alpha{name}.webp", bytes(data), lossy=bool(name))
+    # A canvas larger than the frame, 40 x 31.
+    data[24:30] = b"\x27\0\0\x1e\0\0"
+    decode("animated_small_frame.webp", bytes(data), lossy=True)
 
 
 def bmp_by_hand(width, height, bits, data, compression=0, palette=b"", masks=b""):
