@@ -26,7 +26,8 @@ pub(super) struct JpegHeader<'a> {
     pub(super) exif: Option<&'a [u8]>,
     /// The XMP packet, without its name.
     pub(super) xmp: Option<&'a [u8]>,
-    pub(super) is_progressive: bool,
+    /// Whether a decoder keeps every coefficient until the last scan: with several scans, as progressive files have.
+    pub(super) is_kept_whole: bool,
 }
 
 impl<'a> JpegHeader<'a> {
@@ -76,6 +77,7 @@ impl<'a> JpegHeader<'a> {
             return Err(Format::Jpeg.malformed("no scan"));
         }
         (header.exif, header.xmp) = (exif, xmp);
+        header.is_kept_whole |= n_scans > 1;
         // What the names say stands there already.
         header.is_plain_rgb = match adobe_transform {
             _ if is_jfif || header.n_components != 3 => false,
@@ -93,8 +95,8 @@ impl<'a> JpegHeader<'a> {
         let padded = width.next_multiple_of(32) * height.next_multiple_of(32);
         let pixels = width * height * 3;
         let inks = if self.n_components == 4 { width * height * 4 } else { 0 };
-        // A progressive file keeps every coefficient, 16 bits each, until the last scan.
-        let coefficients = if self.is_progressive { padded * self.n_components as u64 * 2 } else { 0 };
+        // Coefficients have 16 bits each.
+        let coefficients = if self.is_kept_whole { padded * self.n_components as u64 * 2 } else { 0 };
         limits.check_alloc(Format::Jpeg, pixels + inks + coefficients)
     }
 }
@@ -165,7 +167,7 @@ fn frame(marker: u8, segment: &[u8]) -> Result<JpegHeader<'static>, ImageError> 
         is_plain_rgb: names == *b"RGB",
         exif: None,
         xmp: None,
-        is_progressive: matches!(marker, 0xc2 | 0xca),
+        is_kept_whole: matches!(marker, 0xc2 | 0xca),
     })
 }
 

@@ -33,12 +33,13 @@ pub(super) fn decode(
             let bytes = unblended(bytes);
             let mut decoder = WebPDecoder::new(Cursor::new(&*bytes)).map_err(fail)?;
             let n_copied = if matches!(bytes, Cow::Owned(_)) { bytes.len() as u64 } else { 0 };
+            let n_beside = n_copied.saturating_add(n_beside_webp(&decoder));
             let orientation = exif.asked(|| {
                 // A broken EXIF block is no reason to refuse the picture.
                 let (exif, xmp) = (decoder.exif_metadata().ok().flatten(), decoder.xmp_metadata().ok().flatten());
                 exif::orientation(exif.as_deref(), xmp.as_deref())
             });
-            Ok((read(format, decoder, false, n_copied, limits)?, orientation))
+            Ok((read(format, decoder, false, n_beside, limits)?, orientation))
         }
         _ => Ok((bmp(bytes, limits)?, Orientation::NoTransforms)),
     }
@@ -84,6 +85,9 @@ fn numbered(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
     Some((numbered, palette))
 }
+
+/// Where the high byte of a word is in memory.
+const HIGH: usize = if cfg!(target_endian = "little") { 1 } else { 0 };
 
 /// Whether a PNG's colour type is gray: alpha that its decoder gives then was made of one transparent gray.
 fn is_gray_png(bytes: &[u8]) -> bool {
@@ -147,9 +151,12 @@ fn read(
         ColorType::La8 => rgb::first_as_gray::<2>(&raw),
         ColorType::L16 => rgb::from_gray16(words()),
         ColorType::La16 if is_gray => rgb::from_gray16(words().step_by(2)),
-        ColorType::La16 => rgb::first_as_gray::<2>(&rgb::high_bytes(words())),
+        // The high bytes of what counts, without a copy of all of them.
+        ColorType::La16 => raw.chunks_exact(4).flat_map(|pixel| [pixel[HIGH]; 3]).collect(),
         ColorType::Rgb16 => rgb::high_bytes(words()),
-        ColorType::Rgba16 => rgb::first_three::<4>(&rgb::high_bytes(words())),
+        ColorType::Rgba16 => {
+            raw.chunks_exact(8).flat_map(|pixel| [0, 2, 4].map(|channel| pixel[channel + HIGH])).collect()
+        }
         other => return Err(format.unsupported(format!("colour type {other:?}"))),
     };
     RgbImage::new(pixels, height as usize, width as usize).ok_or_else(|| format.malformed("a side of zero pixels"))
@@ -207,4 +214,18 @@ fn unblended(bytes: &[u8]) -> Cow<'_, [u8]> {
         }
         _ => Cow::Borrowed(bytes),
     }
+}
+
+/// Bytes that the decoder of a WebP holds beside the pixels that it gives.
+fn n_beside_webp(decoder: &WebPDecoder<Cursor<&[u8]>>) -> u64 {
+    let (width, height) = decoder.dimensions();
+    let n_bytes_a_pixel = match decoder.color_type() {
+        // A frame and the canvas, of four channels each.
+        _ if decoder.has_animation() => 8,
+        // Brightness and colours, and alpha, which is decoded with four channels and then brought together.
+        ColorType::Rgba8 => 7,
+        // Four channels, and a part of them once more to predict them by.
+        _ => 5,
+    };
+    u64::from(width) * u64::from(height) * n_bytes_a_pixel
 }

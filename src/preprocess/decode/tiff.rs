@@ -89,17 +89,18 @@ fn picture(mut decoder: Opened<'_>, limits: &DecodeLimits, n_held: usize) -> Res
     let orientation = orientation(&mut decoder);
     let color = decoder.colortype().map_err(fail)?;
     let layout = decoder.image_buffer_layout().map_err(fail)?;
-    // The samples, perhaps once more to bring planes together, and the pixels made of them.
+    // The samples, perhaps once more to bring planes together, or as bytes, and the pixels made of them; or these and what turning
+    // makes of them.
     let n_copies = if layout.planes > 1 { 2 } else { 1 };
     let (width, height) = decoder.dimensions().map_err(fail)?;
-    let n_pixel_bytes = u64::from(width) * u64::from(height) * 3;
-    limits.check_alloc(
-        Format::Tiff,
-        (layout.complete_len as u64)
-            .saturating_mul(n_copies)
-            .saturating_add(n_pixel_bytes)
-            .saturating_add(n_held as u64),
-    )?;
+    let n_pixels = u64::from(width) * u64::from(height);
+    let n_as_bytes = match color {
+        ColorType::Gray(1 | 2 | 4) | ColorType::RGBA(16) | ColorType::CMYK(16) => n_pixels,
+        _ => 0,
+    };
+    let n_decoded = (layout.complete_len as u64).saturating_mul(n_copies).saturating_add(n_pixels * 3 + n_as_bytes);
+    let n_turned = if orientation == Orientation::NoTransforms { 0 } else { n_pixels * 6 };
+    limits.check_alloc(Format::Tiff, n_decoded.max(n_turned).saturating_add(n_held as u64))?;
     let kind = Kind::of(&mut decoder).map_err(fail)?;
     if kind.n_samples > MAX_SAMPLES {
         return Err(Format::Tiff.unsupported(format!("{} channels", kind.n_samples)));
@@ -197,7 +198,11 @@ fn chunky(samples: DecodingResult, layout: &BufferLayoutPreference) -> DecodingR
 }
 
 fn interleaved<T: Copy>(samples: &[T], plane_len: usize, n_planes: usize) -> Vec<T> {
-    (0..plane_len).flat_map(|i| (0..n_planes).filter_map(move |p| samples.get(p * plane_len + i).copied())).collect()
+    let mut chunky = Vec::with_capacity(samples.len());
+    for i in 0..plane_len {
+        chunky.extend((0..n_planes).filter_map(|p| samples.get(p * plane_len + i)));
+    }
+    chunky
 }
 
 fn to_rgb(

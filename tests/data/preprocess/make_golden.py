@@ -287,7 +287,18 @@ def jpegs(image):
     decode("cmyk.jpg", cmyk, lossy=True)
     adobe = cmyk.index(b"Adobe")
     decode("ycck.jpg", cmyk[: adobe + 11] + b"\2" + cmyk[adobe + 12 :], lossy=True)
+    decode("three_scans.jpg", three_scans(image), lossy=True)
     decode("behind_the_end.jpg", saved(image, "JPEG", quality=90) + b"more" * 9, lossy=True)
+
+
+def three_scans(image):
+    """A baseline JPEG with a scan for each component: three gray ones under one header."""
+    parts = [saved(plane, "JPEG", quality=90) for plane in image.convert("YCbCr").split()]
+    frame, scan = parts[0].index(b"\xff\xc0"), parts[0].index(b"\xff\xda")
+    components = b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
+    header = b"\xff\xc0\0\x11" + parts[0][frame + 4 : frame + 9] + b"\3" + components
+    scans = [part[scan : scan + 5] + bytes([name]) + part[scan + 6 : -2] for name, part in enumerate(parts, 1)]
+    return parts[0][:frame] + header + parts[0][frame + 13 : scan] + b"".join(scans) + b"\xff\xd9"
 
 
 def colours(image):
