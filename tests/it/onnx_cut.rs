@@ -23,7 +23,7 @@ fn every_spelling_of_the_last_layer_is_cut_and_proved() {
     for case in golden().accepted {
         let file = &case.file;
         let model = read_model(file);
-        let cut = cut_classifier(&model, Some(&data_dir())).unwrap_or_else(|err| panic!("{file}: {err}"));
+        let cut = cut_classifier(model.clone(), Some(&data_dir())).unwrap_or_else(|err| panic!("{file}: {err}"));
         assert_eq!((cut.num_classes, cut.feature_dim, cut.bias.is_some()), (5, 6, case.bias), "{file}");
         assert_eq!(cut.weight.len(), 30, "{file}");
         assert!(
@@ -39,7 +39,7 @@ fn every_spelling_of_the_last_layer_is_cut_and_proved() {
         let difference = max_difference(&logits(&cut, &features.to_host().expect(file)), &case.logits);
         assert!(difference <= case.tolerance, "{file}: {difference:e} from the reference evaluator's logits");
 
-        let proof = prove_cut(&model, &cut, Some(&data_dir()), (8, 8), &on_cpu());
+        let proof = prove_cut(model.clone(), &cut, Some(&data_dir()), (8, 8), &on_cpu());
         let proof = proof.unwrap_or_else(|err| panic!("{file}: {err}"));
         println!(
             "{file}: {difference:e} from the reference; proof {:e} of {:e} on {} images; {}",
@@ -55,7 +55,7 @@ fn every_spelling_of_the_last_layer_is_cut_and_proved() {
 #[test]
 fn a_refusal_names_the_node_and_the_reason() {
     for case in golden().refused {
-        let err = cut_classifier(&read_model(&case.file), Some(&data_dir()));
+        let err = cut_classifier(read_model(&case.file), Some(&data_dir()));
         let message = err.map(|_| ()).expect_err(&case.file).to_string();
         println!("{}: {message}", case.file);
         for part in &case.message_holds {
@@ -67,7 +67,7 @@ fn a_refusal_names_the_node_and_the_reason() {
 #[test]
 fn the_backbone_keeps_what_it_needs_and_nothing_else() {
     for file in ["gemm_transb.onnx", "external.onnx", "named_features.onnx"] {
-        let cut = cut_classifier(&read_model(file), Some(&data_dir())).expect(file);
+        let cut = cut_classifier(read_model(file), Some(&data_dir())).expect(file);
         let text = String::from_utf8_lossy(&cut.backbone).into_owned();
         for kept in ["conv.weight", "/conv/conv", "make_models", "trained_on", "features"] {
             assert!(text.contains(kept), "{file}: {kept} is gone");
@@ -80,7 +80,7 @@ fn the_backbone_keeps_what_it_needs_and_nothing_else() {
 
 #[test]
 fn external_weights_need_a_folder() {
-    let err = cut_classifier(&read_model("external.onnx"), None).map(|_| ()).expect_err("there is no folder");
+    let err = cut_classifier(read_model("external.onnx"), None).map(|_| ()).expect_err("there is no folder");
     assert!(matches!(err, CutError::Tensor { .. }), "{err}");
     assert!(err.to_string().contains("without a folder"), "{err}");
 }
@@ -90,16 +90,16 @@ fn external_weights_need_a_folder() {
 fn external_weights_are_not_read_through_a_link_that_leaves_the_folder() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     std::os::unix::fs::symlink(data_dir().join("weights.bin"), dir.path().join("weights.bin")).expect("a link");
-    let err = cut_classifier(&read_model("external.onnx"), Some(dir.path())).map(|_| ()).expect_err("a link out");
+    let err = cut_classifier(read_model("external.onnx"), Some(dir.path())).map(|_| ()).expect_err("a link out");
     assert!(err.to_string().contains("link that leaves"), "{err}");
 }
 
 #[test]
 fn a_wrong_head_is_not_proved() {
     let model = read_model("gemm_transb.onnx");
-    let mut cut = cut_classifier(&model, None).expect("a plain classifier");
+    let mut cut = cut_classifier(model.clone(), None).expect("a plain classifier");
     cut.weight[7] += 0.01;
-    let err = prove_cut(&model, &cut, None, (8, 8), &on_cpu()).expect_err("one weight is wrong");
+    let err = prove_cut(model.clone(), &cut, None, (8, 8), &on_cpu()).expect_err("one weight is wrong");
     assert!(matches!(err, CutError::NotProved { .. }), "{err}");
 }
 
@@ -107,8 +107,8 @@ fn a_wrong_head_is_not_proved() {
 fn an_original_that_answers_something_else_than_its_file_says_is_not_proved() {
     let prove = |file| {
         let model = read_model(file);
-        let cut = cut_classifier(&model, None).expect(file);
-        prove_cut(&model, &cut, None, (8, 8), &on_cpu()).expect_err(file)
+        let cut = cut_classifier(model.clone(), None).expect(file);
+        prove_cut(model, &cut, None, (8, 8), &on_cpu()).expect_err(file)
     };
     // A softmax over each five of ten classes.
     let err = prove("lying_groups.onnx");
@@ -121,8 +121,8 @@ fn an_original_that_answers_something_else_than_its_file_says_is_not_proved() {
 #[test]
 fn a_model_of_another_image_size_is_said_not_to_run() {
     let model = read_model("gemm_transb.onnx");
-    let cut = cut_classifier(&model, None).expect("a plain classifier");
-    let err = prove_cut(&model, &cut, None, (9, 8), &on_cpu()).expect_err("the model takes 8 x 8");
+    let cut = cut_classifier(model.clone(), None).expect("a plain classifier");
+    let err = prove_cut(model.clone(), &cut, None, (9, 8), &on_cpu()).expect_err("the model takes 8 x 8");
     assert_eq!(err.to_string(), "the original does not run");
 }
 
@@ -132,12 +132,12 @@ fn truncated_files_give_errors() {
         let model = read_model(file);
         for len in 0..model.len() {
             // A few cuts fall between two parts of the file, and what is left may be a whole model.
-            let _ = cut_classifier(&model[..len], Some(&data_dir()));
+            let _ = cut_classifier(model[..len].to_vec(), Some(&data_dir()));
         }
-        assert!(cut_classifier(&model[..model.len() / 2], Some(&data_dir())).is_err(), "{file}");
+        assert!(cut_classifier(model[..model.len() / 2].to_vec(), Some(&data_dir())).is_err(), "{file}");
     }
-    assert!(matches!(cut_classifier(&[], None), Err(CutError::NoGraph)));
-    assert!(matches!(cut_classifier(b"not a model", None), Err(CutError::Malformed { .. })));
+    assert!(matches!(cut_classifier(Vec::new(), None), Err(CutError::NoGraph)));
+    assert!(matches!(cut_classifier(b"not a model".to_vec(), None), Err(CutError::Malformed { .. })));
 }
 
 #[test]
@@ -159,13 +159,13 @@ fn nesting_without_end_is_refused() {
         [0x32, 0x2a, 0x0a].into_iter().for_each(&mut wrap); // g = 6, attribute = 5, node = 1
     }
     wrap(0x3a); // graph = 7
-    assert!(matches!(cut_classifier(&inner, None), Err(CutError::Malformed { .. })));
+    assert!(matches!(cut_classifier(inner, None), Err(CutError::Malformed { .. })));
 }
 
 proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = cut_classifier(&bytes, None);
+        let _ = cut_classifier(bytes, None);
     }
 
     #[test]
@@ -178,6 +178,6 @@ proptest! {
             let place = place.index(model.len());
             model[place] = byte;
         }
-        let _ = cut_classifier(&model, Some(&data_dir()));
+        let _ = cut_classifier(model, Some(&data_dir()));
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn inline(graph: &mut GraphProto, base_dir: Option<&Path>, limit: u64
         if limit < n_bytes {
             return Err(CutError::TooLarge { n_bytes });
         }
-        tensor.raw_data = Some(part.read(tensor)?);
+        tensor.raw_data = Some(part.read(tensor)?.into());
         tensor.external_data.clear();
         tensor.data_location = None;
         Ok(())

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::error::CutError;
 use super::find::{Dropped, LinearLayer};
 use super::{CutClassifier, decode, find, graph, rewrite};
+use crate::onnx::proto::ModelProto;
 use crate::onnx::{Backbone, Features, OnnxError, RandomPixels, Scorer, ScorerSpec, SessionOptions, Transform};
 
 /// Largest difference accepted, relative to the largest logit, for a layer computed in float32 (or wider): the two ways
@@ -41,19 +44,19 @@ pub struct CutProof {
 /// logit or is not finite, [`CutError::OtherAnswer`] if the original answers something else than that, [`CutError::Run`] if
 /// one of them does not run.
 pub fn prove_cut(
-    original: &[u8],
+    original: impl Into<Bytes>,
     cut: &CutClassifier,
     base_dir: Option<&Path>,
     input_size: (usize, usize),
     options: &SessionOptions,
 ) -> Result<CutProof, CutError> {
-    let model = decode(original)?;
+    let model = decode(original.into())?;
     let graph = model.graph.as_ref().ok_or(CutError::NoGraph)?;
     let layer = find::last_layer(&graph::Index::new(&model, graph), graph, base_dir)?;
     let tolerance = if layer.is_half_precision() { HALF_PRECISION_TOLERANCE } else { TOLERANCE };
-    let mut answer = Answer::load(original, &layer, base_dir, options)?;
-    let original = rewrite::logits_model(model, &layer)?;
-    let mut original = Backbone::load(&original, base_dir, options).map_err(failed("original"))?;
+    let mut answer = Answer::load(&model, &layer, base_dir, options)?;
+    let load = |model: Vec<u8>| Backbone::load(&model, base_dir, options).map_err(failed("original"));
+    let mut original = load(rewrite::logits_model(model, &layer)?)?;
     let mut parts = Parts::load(cut, options).map_err(failed("backbone with its head"))?;
 
     let (height, width) = input_size;
@@ -88,7 +91,7 @@ struct Answer<'a> {
 
 impl<'a> Answer<'a> {
     fn load(
-        original: &[u8],
+        model: &ModelProto,
         layer: &'a LinearLayer,
         base_dir: Option<&Path>,
         options: &SessionOptions,
@@ -98,7 +101,7 @@ impl<'a> Answer<'a> {
         }
         let is_half = layer.is_half_precision() || layer.is_answer_half_precision();
         let tolerance = if is_half { HALF_PRECISION_TOLERANCE } else { TOLERANCE };
-        let model = rewrite::answer_model(decode(original)?, layer)?;
+        let model = rewrite::answer_model(model.clone(), layer)?;
         let original = Backbone::load(&model, base_dir, options).map_err(failed("original"))?;
         Ok(Some(Self { original, layer, tolerance }))
     }

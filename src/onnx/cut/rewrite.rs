@@ -17,8 +17,8 @@ use crate::onnx::proto::{
 /// The name of the backbone's output.
 const FEATURES: &str = "features";
 
-/// A protobuf message cannot be longer.
-const LARGEST_FILE: u64 = (1 << 31) - 1;
+/// Most bytes of an ONNX file: a protobuf message cannot be longer.
+pub const LARGEST_FILE: u64 = (1 << 31) - 1;
 
 /// The model that computes the features: everything that only the last layer needed is gone.
 pub(super) fn backbone(

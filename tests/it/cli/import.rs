@@ -154,6 +154,10 @@ fn a_failure_says_why_and_leaves_nothing() {
     check("gemm_transb.onnx", &["--resize", "6", "--crop", "8"], &["`crop` of 8x8 is larger than"]);
     check("gemm_transb.onnx", &["--mean", "123.7,116.3,103.5"], &["divide those of 0..255 by 255"]);
     check("conv3x3.onnx", &[], &["conv3x3.onnx: node", "1x1"]);
+    let vast = folder.path().join("vast.onnx");
+    fs::File::create(&vast).and_then(|file| file.set_len(1 << 31)).expect("a file without content");
+    fails(&["import", &path(&vast), "-o", &model], &["vast.onnx: 2147483648 bytes", "2 GB"]);
+    fs::remove_file(vast).expect("it was there");
     check("absent.onnx", &[], &["absent.onnx: No such file"]);
     check("golden.json", &[], &["golden.json", "not an ONNX model"]);
 }
