@@ -1,5 +1,6 @@
 //! What a backbone file must look like, checked before and after ONNX Runtime has read it.
 
+use std::collections::HashMap;
 use std::path::{Component, Path};
 
 use ort::value::{Outlet, TensorElementType, ValueType};
@@ -96,11 +97,18 @@ pub(super) fn check_file(model: &[u8], base_dir: Option<&Path>) -> Result<(), On
 
 /// Every call of one of the model's own functions has at most as many inputs and outputs as that function.
 fn check_calls(nodes: &[NodeOutline], functions: &[FunctionOutline]) -> Result<(), OnnxError> {
+    // Of several with one name, which only overloads may have, a call has to fit each.
+    let mut most: HashMap<_, (usize, usize)> = HashMap::new();
+    for function in functions {
+        let (inputs, outputs) = (function.input.len(), function.output.len());
+        let most = most.entry((&function.domain, &function.name)).or_insert((inputs, outputs));
+        *most = (most.0.min(inputs), most.1.min(outputs));
+    }
     let calls = nodes.iter().chain(functions.iter().flat_map(|function| &function.node));
     for call in calls.filter(|_| !functions.is_empty()) {
-        let is_called = |f: &&FunctionOutline| f.name == call.op_type && f.domain == call.domain;
-        let fits = |f: &FunctionOutline| call.input.len() <= f.input.len() && call.output.len() <= f.output.len();
-        if !functions.iter().filter(is_called).all(fits) {
+        if let Some(&(inputs, outputs)) = most.get(&(&call.domain, &call.op_type))
+            && (inputs < call.input.len() || outputs < call.output.len())
+        {
             return Err(OnnxError::Call { function: call.op_type.clone().unwrap_or_default() });
         }
     }

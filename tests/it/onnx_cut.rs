@@ -3,7 +3,7 @@
 use equipoise::onnx::{Backbone, CutClassifier, CutError, cut_classifier, prove_cut};
 use proptest::prelude::*;
 
-use crate::onnx::{data_dir, golden, max_difference, on_cpu, pixels, read_model};
+use crate::onnx::{MANY, data_dir, field, golden, max_difference, on_cpu, pixels, read_model};
 
 /// `features Wᵀ + bias`, in f64.
 fn logits(cut: &CutClassifier, features: &[f32]) -> Vec<f32> {
@@ -138,6 +138,20 @@ fn truncated_files_give_errors() {
     }
     assert!(matches!(cut_classifier(Vec::new(), None), Err(CutError::NoGraph)));
     assert!(matches!(cut_classifier(b"not a model".to_vec(), None), Err(CutError::Malformed { .. })));
+}
+
+#[test]
+fn nodes_that_stand_back_to_front_are_all_found() {
+    let node = |op: &str, inputs: &[&str], output: &str| {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect();
+        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes())].concat())
+    };
+    let mut graph = node("MatMul", &[&format!("v{MANY}"), "w"], "logits");
+    graph.extend((0..MANY).rev().flat_map(|i| node("Identity", &[&format!("v{i}")], &format!("v{}", i + 1))));
+    let weight = [vec![1 << 3, 3, 1 << 3, 2, 2 << 3, 1], field(8, b"w"), field(9, &[0; 24])].concat(); // [3,2], float32
+    graph.extend([field(5, &weight), field(11, &field(1, b"v0")), field(12, &field(1, b"logits"))].concat());
+    let cut = cut_classifier(field(7, &graph), None).expect("a classifier");
+    assert!(cut.notes.iter().any(|note| note.starts_with("removed 1 node")), "{:?}", cut.notes);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use equipoise::onnx::{Backbone, DeviceChoice, Features, OnnxError, Provider, Scorer, SessionOptions};
 
 use crate::app::icons30;
-use crate::onnx::{data_dir, golden, max_difference, on_cpu, pixels, read_model};
+use crate::onnx::{MANY, data_dir, field, golden, max_difference, on_cpu, pixels, read_model};
 
 #[track_caller]
 fn load(file: &str) -> Backbone {
@@ -166,6 +166,15 @@ fn bytes_that_are_no_model_are_refused() {
     for len in (1..model.len()).step_by(7) {
         assert!(load(&model[..len]).is_err(), "the first {len} bytes of a model");
     }
+}
+
+#[test]
+fn many_calls_and_many_functions_are_looked_at_once() {
+    let call = field(1, &[field(4, b"Other"), field(7, b"own")].concat());
+    let function = field(25, &[field(1, b"Twice"), field(10, b"own")].concat());
+    let model = [field(7, &call.repeat(MANY)), function.repeat(MANY)].concat();
+    let err = Backbone::load(&model, None, &on_cpu()).map(|_| ()).expect_err("it has no inputs");
+    assert!(matches!(err, OnnxError::Input { .. }), "{err}");
 }
 
 #[test]
