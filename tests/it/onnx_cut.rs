@@ -116,6 +116,9 @@ fn an_original_that_answers_something_else_than_its_file_says_is_not_proved() {
     // Two rows for each image.
     let err = prove("lying_rows.onnx");
     assert!(matches!(err, CutError::Run { which: "original", .. }), "{err}");
+    // From each image's features those of the batch are taken, on average.
+    let err = prove("batch_mean.onnx");
+    assert!(matches!(err, CutError::MixedImages { .. }), "{err}");
 }
 
 #[test]

@@ -298,6 +298,9 @@ unproved = {
     "lying_groups": classifier([RAW10, *hidden("groups"), node("Softmax", ["groups"], ["shares"], axis=-1), node("Reshape", ["shares", "back"], ["logits"])],
                                [*WB10, *SLICE, numbers("times", 1), numbers("rest", 2, C), numbers("back", -1, 2 * C)], out(dims=("N", 2 * C)),
                                value_info=[helper.make_tensor_value_info("groups", FLOAT, ["N", 2 * C])]),
+    # Each image's features without the mean of the batch.
+    "batch_mean": classifier([node("ReduceMean", ["flat"], ["mean"], axes=[0], keepdims=1), node("Sub", ["flat", "mean"], ["centred"]),
+                              node("Gemm", ["centred", "w", "b"], ["logits"], transB=1)], [init("w", W), init("b", B)]),
     "lying_rows": classifier([RAW10, *hidden("logits")], [*WB10, *SLICE, numbers("times", 2), numbers("rest", C)], out(dims=("N", 2 * C))),
 }
 
