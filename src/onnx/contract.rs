@@ -9,6 +9,10 @@ use prost::Message;
 use super::error::OnnxError;
 use super::proto::{Dimension, DimensionValue, EXTERNAL, StringStringEntryProto, TypeValue, ValueInfoProto};
 
+/// Most pixels of an image whose size a model fixes: no larger one is decoded. And of a batch whose size it fixes: 12 GB.
+const MAX_PIXELS: u64 = 50_000_000;
+const MAX_BATCH_PIXELS: u64 = 1_000_000_000;
+
 /// As much of a model file as is needed to judge it: everything else is skipped, weights above all.
 #[derive(Clone, PartialEq, prost::Message)]
 struct ModelOutline {
@@ -198,6 +202,13 @@ pub(super) fn image_input(inputs: &[Outlet]) -> Result<ImageInput, OnnxError> {
     let is_rgb = channels < 0 || channels == 3;
     if !is_rgb || [n, height, width].contains(&0) {
         return Err(wrong());
+    }
+    // What is not fixed counts as one. The sizes are asked for in memory before anything is run.
+    let size = |dim: i64| u64::try_from(dim).unwrap_or(1);
+    let n_pixels = size(height).saturating_mul(size(width));
+    if n_pixels > MAX_PIXELS || n_pixels.saturating_mul(size(n)) > MAX_BATCH_PIXELS {
+        let found = describe(inputs);
+        return Err(OnnxError::TooManyPixels { found, max_pixels: MAX_PIXELS, max_batch_pixels: MAX_BATCH_PIXELS });
     }
     Ok(ImageInput { name: input.name().to_owned(), batch: fixed(n), height: fixed(height), width: fixed(width) })
 }

@@ -148,6 +148,8 @@ fn a_file_that_is_no_backbone_is_refused_with_what_it_has() {
     check_refused("backbone_external.onnx", &["`conv.weight`", "`weights.bin`", "without a folder"]);
     check_refused("backbone_negative.onnx", &["`features`", "no sensible shape"]);
     check_refused("backbone_bad_call.onnx", &["`Twice`", "more inputs or outputs"]);
+    check_refused("backbone_vast.onnx", &["50000000 pixels", "`image` float32 [N,3,1000000,1000000]"]);
+    check_refused("backbone_vast_batch.onnx", &["1000000000 a batch", "`image` float32 [2000000000,3,8,8]"]);
     check_refused("every_field.onnx", &[]);
     check_refused("absurd_dims.onnx", &[]);
     check_refused("circle.onnx", &[]);

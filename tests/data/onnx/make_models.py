@@ -346,6 +346,11 @@ backbones["backbone_negative"] = model(nodes, constants, [feature_out(dims=("N",
 without_output = helper.make_function("own", "Twice", ["x", "y"], [], [helper.make_node("Add", ["x", "x"], ["y"])], [helper.make_opsetid("", 17)])
 backbones["backbone_bad_call"] = model([*nodes[:3], node("Flatten", ["pooled"], ["flat"], axis=1), helper.make_node("Twice", ["flat"], ["features"], domain="own")],
                                        constants, [feature_out()], functions=[without_output], imports=[helper.make_opsetid("own", 1)])
+vast = model(nodes, constants, [feature_out()])
+for i in (2, 3):
+    vast.graph.input[0].type.tensor_type.shape.dim[i].dim_value = 1_000_000
+backbones["backbone_vast"] = vast
+backbones["backbone_vast_batch"] = model(nodes, constants, [feature_out(dims=(2_000_000_000, D))], batch=2_000_000_000)
 gray = model(nodes, constants, [feature_out()])
 gray.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
 backbones["backbone_gray"] = gray
