@@ -143,18 +143,44 @@ fn truncated_files_give_errors() {
     assert!(matches!(cut_classifier(b"not a model".to_vec(), None), Err(CutError::Malformed { .. })));
 }
 
+/// A node of a graph.
+fn node(op: &str, inputs: &[&str], output: &str) -> Vec<u8> {
+    let inputs: Vec<u8> = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect();
+    field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes())].concat())
+}
+
+/// So many nodes Identity, from `v0` to the last.
+fn chain() -> Vec<Vec<u8>> {
+    (0..MANY).map(|i| node("Identity", &[&format!("v{i}")], &format!("v{}", i + 1))).collect()
+}
+
+/// The model of these nodes, with a weight `w`, an input and an output.
+fn model_of(nodes: &[u8], input: &str, output: &str, more: &[u8]) -> Vec<u8> {
+    let weight = [vec![1 << 3, 3, 1 << 3, 2, 2 << 3, 1], field(8, b"w"), field(9, &[0; 24])].concat(); // [3,2], float32
+    let named = |name: &str| field(1, name.as_bytes());
+    field(7, &[nodes, &field(5, &weight), &field(11, &named(input)), &field(12, &named(output)), more].concat())
+}
+
 #[test]
 fn nodes_that_stand_back_to_front_are_all_found() {
-    let node = |op: &str, inputs: &[&str], output: &str| {
-        let inputs: Vec<u8> = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect();
-        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes())].concat())
-    };
-    let mut graph = node("MatMul", &[&format!("v{MANY}"), "w"], "logits");
-    graph.extend((0..MANY).rev().flat_map(|i| node("Identity", &[&format!("v{i}")], &format!("v{}", i + 1))));
-    let weight = [vec![1 << 3, 3, 1 << 3, 2, 2 << 3, 1], field(8, b"w"), field(9, &[0; 24])].concat(); // [3,2], float32
-    graph.extend([field(5, &weight), field(11, &field(1, b"v0")), field(12, &field(1, b"logits"))].concat());
-    let cut = cut_classifier(field(7, &graph), None).expect("a classifier");
+    let mut nodes = chain();
+    nodes.push(node("MatMul", &[&format!("v{MANY}"), "w"], "logits"));
+    nodes.reverse();
+    let cut = cut_classifier(model_of(&nodes.concat(), "v0", "logits", &[]), None).expect("a classifier");
     assert!(cut.notes.iter().any(|note| note.starts_with("removed 1 node")), "{:?}", cut.notes);
+}
+
+#[test]
+fn a_shape_is_looked_for_once_behind_a_long_tail() {
+    let mut nodes = vec![node("MatMul", &["image", "w"], "raw"), node("Reshape", &["raw", "shape"], "v0")];
+    nodes.extend(chain());
+    // Shapes of other values, of no dimension.
+    let info =
+        |i: usize| field(13, &[field(1, format!("x{i}").as_bytes()), field(2, &field(1, &field(2, &[])))].concat());
+    let infos: Vec<u8> = (0..MANY).flat_map(info).collect();
+    let model = model_of(&nodes.concat(), "image", &format!("v{MANY}"), &infos);
+    let err = cut_classifier(model, None).map(|_| ()).expect_err("of no known shape");
+    assert!(err.to_string().contains("not known to be [N,2]"), "{err}");
 }
 
 #[test]
