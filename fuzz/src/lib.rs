@@ -69,7 +69,7 @@ pub fn head_file(bytes: &[u8]) {
 
 /// A classifier is cut in two parts that fit together, or an error says why not.
 pub fn onnx_import(bytes: &[u8]) {
-    if let Ok(cut) = cut_classifier(bytes, None) {
+    if let Ok(cut) = cut_classifier(bytes.to_vec(), None) {
         assert_eq!(cut.weight.len(), cut.num_classes * cut.feature_dim);
         assert!(cut.bias.is_none_or(|bias| bias.len() == cut.num_classes));
     }

@@ -1,5 +1,6 @@
 //! What a backbone file must look like, checked before and after ONNX Runtime has read it.
 
+use std::collections::HashMap;
 use std::path::{Component, Path};
 
 use ort::value::{Outlet, TensorElementType, ValueType};
@@ -7,6 +8,10 @@ use prost::Message;
 
 use super::error::OnnxError;
 use super::proto::{Dimension, DimensionValue, EXTERNAL, StringStringEntryProto, TypeValue, ValueInfoProto};
+
+/// Most pixels of an image whose size a model fixes: no larger one is decoded. And of a batch whose size it fixes: 12 GB.
+const MAX_PIXELS: u64 = 50_000_000;
+const MAX_BATCH_PIXELS: u64 = 1_000_000_000;
 
 /// As much of a model file as is needed to judge it: everything else is skipped, weights above all.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -96,11 +101,18 @@ pub(super) fn check_file(model: &[u8], base_dir: Option<&Path>) -> Result<(), On
 
 /// Every call of one of the model's own functions has at most as many inputs and outputs as that function.
 fn check_calls(nodes: &[NodeOutline], functions: &[FunctionOutline]) -> Result<(), OnnxError> {
+    // Of several with one name, which only overloads may have, a call has to fit each.
+    let mut most: HashMap<_, (usize, usize)> = HashMap::new();
+    for function in functions {
+        let (inputs, outputs) = (function.input.len(), function.output.len());
+        let most = most.entry((&function.domain, &function.name)).or_insert((inputs, outputs));
+        *most = (most.0.min(inputs), most.1.min(outputs));
+    }
     let calls = nodes.iter().chain(functions.iter().flat_map(|function| &function.node));
     for call in calls.filter(|_| !functions.is_empty()) {
-        let is_called = |f: &&FunctionOutline| f.name == call.op_type && f.domain == call.domain;
-        let fits = |f: &FunctionOutline| call.input.len() <= f.input.len() && call.output.len() <= f.output.len();
-        if !functions.iter().filter(is_called).all(fits) {
+        if let Some(&(inputs, outputs)) = most.get(&(&call.domain, &call.op_type))
+            && (inputs < call.input.len() || outputs < call.output.len())
+        {
             return Err(OnnxError::Call { function: call.op_type.clone().unwrap_or_default() });
         }
     }
@@ -190,6 +202,13 @@ pub(super) fn image_input(inputs: &[Outlet]) -> Result<ImageInput, OnnxError> {
     let is_rgb = channels < 0 || channels == 3;
     if !is_rgb || [n, height, width].contains(&0) {
         return Err(wrong());
+    }
+    // What is not fixed counts as one. The sizes are asked for in memory before anything is run.
+    let size = |dim: i64| u64::try_from(dim).unwrap_or(1);
+    let n_pixels = size(height).saturating_mul(size(width));
+    if n_pixels > MAX_PIXELS || n_pixels.saturating_mul(size(n)) > MAX_BATCH_PIXELS {
+        let found = describe(inputs);
+        return Err(OnnxError::TooManyPixels { found, max_pixels: MAX_PIXELS, max_batch_pixels: MAX_BATCH_PIXELS });
     }
     Ok(ImageInput { name: input.name().to_owned(), batch: fixed(n), height: fixed(height), width: fixed(width) })
 }

@@ -56,6 +56,18 @@ pub enum OnnxError {
         /// The inputs with their types and shapes.
         found: String,
     },
+    /// The model fixes a size that no image has.
+    #[error(
+        "the model's input must be of at most {max_pixels} pixels an image and {max_batch_pixels} a batch; it has {found}"
+    )]
+    TooManyPixels {
+        /// The input with its type and shape.
+        found: String,
+        /// Most pixels of an image.
+        max_pixels: u64,
+        /// Most pixels of a batch.
+        max_batch_pixels: u64,
+    },
     /// The model's outputs are not one feature batch.
     #[error(
         "the model must have one output, float32 [N,D], or several of which one is named `features`; it has {found}"

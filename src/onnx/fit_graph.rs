@@ -85,7 +85,7 @@ pub(super) fn encode(fitted: Fitted, indexed: bool) -> Vec<u8> {
         name: Some("rows".to_owned()),
         dims: vec![1],
         data_type: Some(data_type::INT64),
-        raw_data: Some(0i64.to_le_bytes().to_vec()),
+        raw_data: Some(0i64.to_le_bytes().to_vec().into()),
         ..TensorProto::default()
     };
     model_bytes(GraphProto {

@@ -187,7 +187,7 @@ pub(super) fn constant(name: &str, dims: &[usize], values: &[f32]) -> TensorProt
         name: Some(name.to_owned()),
         dims: dims.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect(),
         data_type: Some(data_type::FLOAT),
-        raw_data: Some(bytes),
+        raw_data: Some(bytes.into()),
         ..TensorProto::default()
     }
 }

@@ -39,8 +39,8 @@ pub use batch_sizes::sizes_to_warm;
 pub(crate) use copies::remove_copies;
 pub use cuda::CudaOptions;
 pub use cut::{
-    CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, NodeName, Reason, TOLERANCE, TensorFault,
-    cut_classifier, prove_cut,
+    CutClassifier, CutError, CutProof, HALF_PRECISION_TOLERANCE, LARGEST_FILE, NodeName, Reason, TOLERANCE,
+    TensorFault, cut_classifier, prove_cut,
 };
 pub use device::{DeviceChoice, ParseDeviceError, Provider, SessionOptions};
 pub use device_memory::DeviceMemory;

@@ -7,7 +7,11 @@
 //!
 //! Large messages that are usually not there are boxed: an attribute is two bytes in a file, and would take a kilobyte and a half.
 //!
+//! The values of a tensor are `Bytes`, so that those of a file read into one piece are parts of it and no copies.
+//!
 //! `packed` follows the original file, so that a model that was read and not changed is written as it was.
+
+use bytes::Bytes;
 
 use super::proto_rest::{DeviceConfigurationProto, NodeDeviceConfigurationProto, TrainingInfoProto};
 
@@ -150,8 +154,8 @@ pub(super) struct TensorProto {
     pub int64_data: Vec<i64>,
     #[prost(string, optional, tag = "8")]
     pub name: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "9")]
-    pub raw_data: Option<Vec<u8>>,
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub raw_data: Option<Bytes>,
     #[prost(double, repeated, packed = "true", tag = "10")]
     pub double_data: Vec<f64>,
     #[prost(uint64, repeated, packed = "true", tag = "11")]

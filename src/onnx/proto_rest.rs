@@ -81,6 +81,7 @@ pub(super) struct SimpleShardedDimProto {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use prost::Message;
 
     use crate::onnx::proto::{AttributeProto, ModelProto, NodeProto, SparseTensorProto};
@@ -99,6 +100,14 @@ mod tests {
         after.sort_unstable();
         assert_eq!(before, after);
         assert_eq!(ModelProto::decode(&*written).expect("what was written can be read"), model);
+    }
+
+    #[test]
+    fn values_are_parts_of_the_file_and_no_copies() {
+        let file = Bytes::from_static(EVERY_FIELD);
+        let graph = ModelProto::decode(file.clone()).expect("the file is valid").graph.expect("every field is there");
+        let values = graph.initializer.first().and_then(|tensor| tensor.raw_data.clone()).expect("and its values");
+        assert!(file.as_ptr_range().contains(&values.as_ptr()));
     }
 
     /// Each may be two bytes of a file, over and over.

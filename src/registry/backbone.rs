@@ -6,6 +6,8 @@ use std::{
     time::SystemTime,
 };
 
+use bytes::Bytes;
+
 use super::{
     HeadOrigin, LoadError, LoadOptions, ModelDirectory,
     load::{DeclaredFile, FileSource},
@@ -48,13 +50,13 @@ pub(super) fn load_backbones(
         .collect();
     let heads_dim = files.values().next().map(|file| file.parsed.head.feature_dim());
 
-    let file = read(path)?;
+    let file = Bytes::from(read(path)?);
     let digest = options.state_dir.is_some().then(|| Digest::of(&file));
     let mut first = onnx::Backbone::load(&file, path.parent(), &options.session).map_err(failed)?;
     let fits = heads_dim.is_none_or(|dim| dim == first.feature_dim());
     let mut cut = None;
     if !from_classifier.is_empty() || !fits {
-        let made = cut_of(path, &file, heads_dim.unwrap_or_default(), first.feature_dim())?;
+        let made = cut_of(path, file.clone(), heads_dim.unwrap_or_default(), first.feature_dim())?;
         first = onnx::Backbone::load(&made.backbone, path.parent(), &options.session).map_err(failed)?;
         for name in from_classifier {
             let bytes = classifier_head_file(&made, directory.train_counts.as_deref());
@@ -65,7 +67,7 @@ pub(super) fn load_backbones(
         cut = Some(made);
     }
     let (feature_dim, provider) = (first.feature_dim(), first.provider());
-    let model = cut.as_ref().map_or(file.as_slice(), |cut| &cut.backbone);
+    let model = cut.as_ref().map_or(&*file, |cut| &cut.backbone);
     let image_size = first.image_size(image_size);
     let mut of_each = vec![options.session.clone(); options.n_sessions.max(1)];
     if let (Some(lone), Some(of_one)) = (lone_options(options, provider, image_size), of_each.first_mut()) {
@@ -112,7 +114,7 @@ fn agreeing(sessions: &mut Vec<onnx::Backbone>, (height, width): (usize, usize))
 }
 
 /// The classifier in `path`, cut in two. The widths are what the heads ask for and what the file gives.
-fn cut_of(path: &Path, file: &[u8], feature_dim: usize, found_dim: usize) -> Result<CutClassifier, LoadError> {
+fn cut_of(path: &Path, file: Bytes, feature_dim: usize, found_dim: usize) -> Result<CutClassifier, LoadError> {
     let error = |source| LoadError::Cut { path: path.to_owned(), feature_dim, found_dim, source: Box::new(source) };
     cut_classifier(file, path.parent()).map_err(error)
 }
@@ -215,9 +217,9 @@ impl BackboneSource {
         if stamp(path)? != self.stamp {
             return Err(LoadError::BackboneChanged { path: path.clone() });
         }
-        let file = read(path)?;
-        let cut = self.is_cut.then(|| cut_of(path, &file, 0, 0)).transpose()?;
-        let model = cut.as_ref().map_or(file.as_slice(), |cut| &cut.backbone);
+        let file = Bytes::from(read(path)?);
+        let cut = self.is_cut.then(|| cut_of(path, file.clone(), 0, 0)).transpose()?;
+        let model = cut.as_ref().map_or(&*file, |cut| &cut.backbone);
         let mut session = onnx::Backbone::load(model, path.parent(), &self.session).map_err(failed)?;
         warm_up_session(&mut session, self.image_size, self.session.max_batch_size).map_err(failed)?;
         Ok(session)

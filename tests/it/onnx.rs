@@ -29,6 +29,25 @@ pub(crate) fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
 }
 
+/// So many nodes that the square of them would not end.
+pub(crate) const MANY: usize = 100_000;
+
+/// A message, a text or bytes as a field of a protobuf message.
+pub(crate) fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut varint = |mut value: usize| {
+        while 0x80 <= value {
+            bytes.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+    };
+    varint(usize::from(number) << 3 | 2);
+    varint(content.len());
+    bytes.extend(content);
+    bytes
+}
+
 #[derive(Deserialize)]
 pub(crate) struct Golden {
     pub(crate) accepted: Vec<Accepted>,

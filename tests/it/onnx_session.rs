@@ -3,7 +3,7 @@
 use equipoise::onnx::{Backbone, DeviceChoice, Features, OnnxError, Provider, Scorer, SessionOptions};
 
 use crate::app::icons30;
-use crate::onnx::{data_dir, golden, max_difference, on_cpu, pixels, read_model};
+use crate::onnx::{MANY, data_dir, field, golden, max_difference, on_cpu, pixels, read_model};
 
 #[track_caller]
 fn load(file: &str) -> Backbone {
@@ -148,6 +148,8 @@ fn a_file_that_is_no_backbone_is_refused_with_what_it_has() {
     check_refused("backbone_external.onnx", &["`conv.weight`", "`weights.bin`", "without a folder"]);
     check_refused("backbone_negative.onnx", &["`features`", "no sensible shape"]);
     check_refused("backbone_bad_call.onnx", &["`Twice`", "more inputs or outputs"]);
+    check_refused("backbone_vast.onnx", &["50000000 pixels", "`image` float32 [N,3,1000000,1000000]"]);
+    check_refused("backbone_vast_batch.onnx", &["1000000000 a batch", "`image` float32 [2000000000,3,8,8]"]);
     check_refused("every_field.onnx", &[]);
     check_refused("absurd_dims.onnx", &[]);
     check_refused("circle.onnx", &[]);
@@ -166,6 +168,15 @@ fn bytes_that_are_no_model_are_refused() {
     for len in (1..model.len()).step_by(7) {
         assert!(load(&model[..len]).is_err(), "the first {len} bytes of a model");
     }
+}
+
+#[test]
+fn many_calls_and_many_functions_are_looked_at_once() {
+    let call = field(1, &[field(4, b"Other"), field(7, b"own")].concat());
+    let function = field(25, &[field(1, b"Twice"), field(10, b"own")].concat());
+    let model = [field(7, &call.repeat(MANY)), function.repeat(MANY)].concat();
+    let err = Backbone::load(&model, None, &on_cpu()).map(|_| ()).expect_err("it has no inputs");
+    assert!(matches!(err, OnnxError::Input { .. }), "{err}");
 }
 
 #[test]

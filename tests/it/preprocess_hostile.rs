@@ -82,6 +82,30 @@ fn sizes_at_the_limits_pass_and_beyond_them_fail() {
     }
 }
 
+#[test]
+fn all_that_decoding_holds_is_counted() {
+    let rows = [
+        ("rgba16.png", 99 * 11),           // eight bytes a pixel, and RGB
+        ("gray_alpha16.png", 99 * 7),      // four
+        ("lossless.webp", 1073 * (3 + 5)), // RGB, and what it is decoded in
+        ("lossy_alpha.webp", 1073 * (4 + 7)),
+        ("animated.webp", 1073 * (4 + 8)),
+        ("animated_alpha.webp", 1073 * (4 + 8) + 2890), // and a copy of the file
+        ("three_scans.jpg", 1073 * 3 + 64 * 32 * 3 * 2), // the coefficients of whole blocks
+        ("exif6.jpg", 1536 * 6),                        // RGB as it is, and turned
+        ("exif6_gray.tiff", 54 * 6),
+        ("bilevel.tiff", 29 * 5 + 1073 * (1 + 3)), // bits, bytes and RGB
+    ];
+    for (file, max_alloc_bytes) in rows {
+        let bytes = std::fs::read(folder("preprocess/files").join(file)).unwrap();
+        let exact = DecodeLimits { max_alloc_bytes, ..DecodeLimits::default() };
+        assert!(decode(&bytes, &exact).is_ok(), "{file}");
+        let less = DecodeLimits { max_alloc_bytes: max_alloc_bytes - 1, ..exact };
+        let error = decode(&bytes, &less).expect_err(file);
+        assert!(matches!(error, ImageError::TooMuchMemory { .. }), "{file}: {error:?}");
+    }
+}
+
 fn refused(config: &str) -> String {
     let config: PreprocessConfig = serde_json::from_str(config).unwrap();
     Preprocessor::new(config, DecodeLimits::default()).unwrap_err().to_string()

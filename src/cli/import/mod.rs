@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use clap::{ArgAction, Args, builder::FalseyValueParser};
 
 use super::{
@@ -90,22 +91,27 @@ fn name(text: &str) -> Result<String, String> {
 pub(super) fn run(options: &ImportOptions) -> anyhow::Result<()> {
     let place = Place::find(&options.output, options.force)?;
     let file = &options.classifier;
-    let bytes = fs::read(file).with_context(|| shown(file))?;
+    let n_bytes = fs::metadata(file).with_context(|| shown(file))?.len();
+    if n_bytes > onnx::LARGEST_FILE {
+        bail!("{}: {n_bytes} bytes, beyond the 2 GB that one ONNX file can hold", shown(file));
+    }
+    let bytes = Bytes::from(fs::read(file).with_context(|| shown(file))?);
     options.device.init()?;
 
     let mut assumed = Facts::default();
     let base_dir = file.parent();
-    let cut = cut_classifier(&bytes, base_dir).with_context(|| shown(file))?;
+    let cut = cut_classifier(bytes.clone(), base_dir).with_context(|| shown(file))?;
     let session = options.device.session();
-    let backbone = onnx::Backbone::load(&cut.backbone, None, &session)
-        .with_context(|| format!("{}: the backbone that is left does not load", shown(file)))?;
-    let preprocess = options.preprocess.complete(backbone.input_size(), &mut assumed)?;
+    let input_size = onnx::Backbone::load(&cut.backbone, None, &session)
+        .with_context(|| format!("{}: the backbone that is left does not load", shown(file)))?
+        .input_size();
+    let preprocess = options.preprocess.complete(input_size, &mut assumed)?;
     let preprocessor = Preprocessor::new(preprocess.clone(), DecodeLimits::default())?;
     // Without a size of its own the model is tried with what an image of the resize's size would give.
     let Some(image_size) = preprocessor.output_size() else {
         bail!("{}: the model takes images of any size; say --crop", shown(file));
     };
-    let proof = prove_cut(&bytes, &cut, base_dir, image_size, &session).with_context(|| shown(file))?;
+    let proof = prove_cut(bytes, &cut, base_dir, image_size, &session).with_context(|| shown(file))?;
 
     let labels = labels(options.labels.as_deref(), cut.num_classes, &mut assumed)?;
     let train_counts = train_counts(options.train_counts.as_deref(), cut.num_classes, &mut assumed)?;

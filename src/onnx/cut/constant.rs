@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::error::{CutError, TensorFault};
 use super::external;
 use super::graph::{Index, attribute, input, int, ints, standard_op};
@@ -109,7 +111,7 @@ pub(super) fn integers(index: &Index<'_>, value: &str) -> Option<Vec<i64>> {
     if tensor.data_type != Some(data_type::INT64) || tensor.data_location == Some(EXTERNAL) {
         return None;
     }
-    let of_bytes = |raw: &Vec<u8>| raw.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+    let of_bytes = |raw: &Bytes| raw.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
     Some(tensor.raw_data.as_ref().map_or_else(|| tensor.int64_data.clone(), of_bytes))
 }
 
@@ -133,9 +135,9 @@ pub(super) fn read(tensor: &TensorProto, base_dir: Option<&Path>) -> Result<Cons
     let external;
     let raw = if tensor.data_location == Some(EXTERNAL) {
         external = external::read(tensor, n_values * width, base_dir)?;
-        Some(&external)
+        Some(external.as_slice())
     } else {
-        tensor.raw_data.as_ref()
+        tensor.raw_data.as_deref()
     };
     let (values, expected): (Vec<f32>, usize) = match raw {
         Some(raw) if raw.len() != n_values * width => {

@@ -88,6 +88,19 @@ pub enum CutError {
         /// What would have been accepted, relative to `max_abs_answer`.
         tolerance: f32,
     },
+    /// An image is answered otherwise beside others.
+    #[error(
+        "the images of a batch change each other's logits, as in a model exported in training mode: one's differ by \
+         {max_abs_difference:e} alone and in a batch where logits reach {max_abs_logit:e}, more than {tolerance:e} of it"
+    )]
+    MixedImages {
+        /// The largest difference seen.
+        max_abs_difference: f32,
+        /// The largest logit seen.
+        max_abs_logit: f32,
+        /// What would have been accepted, relative to `max_abs_logit`.
+        tolerance: f32,
+    },
     /// Backbone and head together answer something else than the original.
     #[error(
         "backbone and head give other logits than the original: they differ by {max_abs_difference:e} where logits reach \

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::error::{CutError, TensorFault};
 use crate::onnx::contract::{external_entry, refuse_location};
 use crate::onnx::proto::{EXTERNAL, GraphProto, NodeProto, TensorProto};
+use crate::onnx::session::named;
 
 /// Reads the values of a tensor, which must be `expected_len` bytes, from its file below `base_dir`.
 pub(super) fn read(tensor: &TensorProto, expected_len: usize, base_dir: Option<&Path>) -> Result<Vec<u8>, CutError> {
@@ -30,7 +31,7 @@ pub(super) fn inline(graph: &mut GraphProto, base_dir: Option<&Path>, limit: u64
         if limit < n_bytes {
             return Err(CutError::TooLarge { n_bytes });
         }
-        tensor.raw_data = Some(part.read(tensor)?);
+        tensor.raw_data = Some(part.read(tensor)?.into());
         tensor.external_data.clear();
         tensor.data_location = None;
         Ok(())
@@ -93,7 +94,7 @@ fn locate(tensor: &TensorProto, base_dir: Option<&Path>) -> Result<Part, CutErro
         return Err(refused(reason));
     }
     let base_dir = base_dir.ok_or_else(|| refused("the model was given without a folder"))?;
-    let base_dir = base_dir.canonicalize().map_err(unreadable)?;
+    let base_dir = named(base_dir).canonicalize().map_err(unreadable)?;
     let path = base_dir.join(&location).canonicalize().map_err(unreadable)?;
     if !path.starts_with(&base_dir) {
         return Err(refused("it is a link that leaves the model's folder"));

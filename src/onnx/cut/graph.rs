@@ -14,6 +14,8 @@ pub(super) struct Index<'a> {
     /// The node that computes a value.
     producers: HashMap<&'a str, &'a NodeProto>,
     initializers: HashMap<&'a str, &'a TensorProto>,
+    /// What the file tells of values; what it says first counts.
+    shapes: HashMap<&'a str, &'a TensorShapeProto>,
     images: Option<&'a ValueInfoProto>,
     opset: i64,
 }
@@ -23,6 +25,7 @@ impl<'a> Index<'a> {
         let outputs = |node: &'a NodeProto| node.output.iter().map(move |output| (output.as_str(), node));
         let standard = |domain: &Option<String>| matches!(domain.as_deref(), None | Some("" | "ai.onnx"));
         let opset = model.opset_import.iter().find(|opset| standard(&opset.domain));
+        let infos = graph.output.iter().rev().chain(graph.input.iter().rev()).chain(graph.value_info.iter().rev());
         Self {
             graph,
             producers: graph.node.iter().flat_map(outputs).collect(),
@@ -31,6 +34,7 @@ impl<'a> Index<'a> {
                 .iter()
                 .filter_map(|tensor| Some((tensor.name.as_deref()?, tensor)))
                 .collect(),
+            shapes: infos.filter_map(|info| Some((info.name.as_deref()?, shape_of(info)?))).collect(),
             images: images(graph),
             opset: opset.and_then(|opset| opset.version).unwrap_or(1),
         }
@@ -69,8 +73,7 @@ impl<'a> Index<'a> {
 
     /// The shape of a value, if the file tells it.
     pub(super) fn shape(&self, value: &str) -> Option<&'a TensorShapeProto> {
-        let infos = self.graph.value_info.iter().chain(&self.graph.input).chain(&self.graph.output);
-        infos.filter(|info| info.name.as_deref() == Some(value)).find_map(shape_of)
+        self.shapes.get(value).copied()
     }
 }
 

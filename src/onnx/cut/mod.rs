@@ -20,10 +20,12 @@ mod shape;
 
 use std::path::Path;
 
+use bytes::Bytes;
 use prost::Message;
 
 pub use error::{CutError, NodeName, Reason, TensorFault};
 pub use prove::{CutProof, HALF_PRECISION_TOLERANCE, TOLERANCE, prove_cut};
+pub use rewrite::LARGEST_FILE;
 
 use super::proto::ModelProto;
 
@@ -53,8 +55,8 @@ pub struct CutClassifier {
 ///
 /// # Errors
 /// [`CutError`] names the node and says why it cannot be cut.
-pub fn cut_classifier(model: &[u8], base_dir: Option<&Path>) -> Result<CutClassifier, CutError> {
-    let model = decode(model)?;
+pub fn cut_classifier(model: impl Into<Bytes>, base_dir: Option<&Path>) -> Result<CutClassifier, CutError> {
+    let model = decode(model.into())?;
     let graph = model.graph.as_ref().ok_or(CutError::NoGraph)?;
     let mut layer = find::last_layer(&graph::Index::new(&model, graph), graph, base_dir)?;
     let mut notes = std::mem::take(&mut layer.notes);
@@ -69,6 +71,6 @@ pub fn cut_classifier(model: &[u8], base_dir: Option<&Path>) -> Result<CutClassi
     })
 }
 
-fn decode(model: &[u8]) -> Result<ModelProto, CutError> {
+fn decode(model: Bytes) -> Result<ModelProto, CutError> {
     ModelProto::decode(model).map_err(|source| CutError::Malformed { source })
 }

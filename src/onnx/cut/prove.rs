@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::error::CutError;
 use super::find::{Dropped, LinearLayer};
 use super::{CutClassifier, decode, find, graph, rewrite};
+use crate::onnx::proto::ModelProto;
 use crate::onnx::{Backbone, Features, OnnxError, RandomPixels, Scorer, ScorerSpec, SessionOptions, Transform};
 
 /// Largest difference accepted, relative to the largest logit, for a layer computed in float32 (or wider): the two ways
@@ -14,7 +17,7 @@ pub const TOLERANCE: f32 = 1e-4;
 /// The same for a layer that the original computes in half precision, and the two parts do not.
 pub const HALF_PRECISION_TOLERANCE: f32 = 2e-2;
 
-/// Images in each run: single ones, and a batch whose images must not influence each other.
+/// Images in each run: single ones, and batches whose images must not influence each other.
 const BATCHES: [usize; 4] = [1, 1, 2, 5];
 
 /// The comparison of the two parts with the original.
@@ -34,26 +37,26 @@ pub struct CutProof {
 ///
 /// The original is taken up to the layer that was cut off, so that a softmax behind it hides no difference. Where something
 /// stands behind that layer the whole original runs too: it must answer a row for each image, of the logits, or of their
-/// softmax if that was dropped. The images are the same in every run.
+/// softmax if that was dropped. The images are the same in every run, and the first of each batch is run alone too.
 ///
 /// # Errors
 /// [`CutError::NotProved`] if a logit differs by more than [`TOLERANCE`] (or [`HALF_PRECISION_TOLERANCE`]) of the largest
-/// logit or is not finite, [`CutError::OtherAnswer`] if the original answers something else than that, [`CutError::Run`] if
-/// one of them does not run.
+/// logit or is not finite, [`CutError::MixedImages`] if an image has other logits alone than in a batch,
+/// [`CutError::OtherAnswer`] if the original answers something else than that, [`CutError::Run`] if one of them does not run.
 pub fn prove_cut(
-    original: &[u8],
+    original: impl Into<Bytes>,
     cut: &CutClassifier,
     base_dir: Option<&Path>,
     input_size: (usize, usize),
     options: &SessionOptions,
 ) -> Result<CutProof, CutError> {
-    let model = decode(original)?;
+    let model = decode(original.into())?;
     let graph = model.graph.as_ref().ok_or(CutError::NoGraph)?;
     let layer = find::last_layer(&graph::Index::new(&model, graph), graph, base_dir)?;
     let tolerance = if layer.is_half_precision() { HALF_PRECISION_TOLERANCE } else { TOLERANCE };
-    let mut answer = Answer::load(original, &layer, base_dir, options)?;
-    let original = rewrite::logits_model(model, &layer)?;
-    let mut original = Backbone::load(&original, base_dir, options).map_err(failed("original"))?;
+    let mut answer = Answer::load(&model, &layer, base_dir, options)?;
+    let load = |model: Vec<u8>| Backbone::load(&model, base_dir, options).map_err(failed("original"));
+    let mut original = load(rewrite::logits_model(model, &layer)?)?;
     let mut parts = Parts::load(cut, options).map_err(failed("backbone with its head"))?;
 
     let (height, width) = input_size;
@@ -63,6 +66,15 @@ pub fn prove_cut(
         let pixels = random.draw(3 * n * height * width);
         let logits = original.run(&pixels, n, height, width).map_err(failed("original"))?;
         let expected = logits.to_host().map_err(failed("original"))?;
+        if 1 < n {
+            let alone = original.run(&pixels[..3 * height * width], 1, height, width).map_err(failed("original"))?;
+            let alone = alone.to_host().map_err(failed("original"))?;
+            let beside = expected.get(..alone.len()).unwrap_or_default();
+            let (max_abs_difference, max_abs_logit) = (largest_difference(beside, &alone), largest(&expected));
+            if max_abs_difference > tolerance * max_abs_logit {
+                return Err(CutError::MixedImages { max_abs_difference, max_abs_logit, tolerance });
+            }
+        }
         let found = parts.run(&pixels, n, height, width).map_err(failed("backbone with its head"))?;
         proof.max_abs_difference = proof.max_abs_difference.max(largest_difference(&expected, &found));
         proof.max_abs_logit = proof.max_abs_logit.max(largest(&expected));
@@ -88,7 +100,7 @@ struct Answer<'a> {
 
 impl<'a> Answer<'a> {
     fn load(
-        original: &[u8],
+        model: &ModelProto,
         layer: &'a LinearLayer,
         base_dir: Option<&Path>,
         options: &SessionOptions,
@@ -98,7 +110,7 @@ impl<'a> Answer<'a> {
         }
         let is_half = layer.is_half_precision() || layer.is_answer_half_precision();
         let tolerance = if is_half { HALF_PRECISION_TOLERANCE } else { TOLERANCE };
-        let model = rewrite::answer_model(decode(original)?, layer)?;
+        let model = rewrite::answer_model(model.clone(), layer)?;
         let original = Backbone::load(&model, base_dir, options).map_err(failed("original"))?;
         Ok(Some(Self { original, layer, tolerance }))
     }

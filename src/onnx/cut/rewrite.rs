@@ -1,6 +1,6 @@
 //! Writes the part of a model before the last layer as a model of its own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use prost::Message;
@@ -17,8 +17,8 @@ use crate::onnx::proto::{
 /// The name of the backbone's output.
 const FEATURES: &str = "features";
 
-/// A protobuf message cannot be longer.
-const LARGEST_FILE: u64 = (1 << 31) - 1;
+/// Most bytes of an ONNX file: a protobuf message cannot be longer.
+pub const LARGEST_FILE: u64 = (1 << 31) - 1;
 
 /// The model that computes the features: everything that only the last layer needed is gone.
 pub(super) fn backbone(
@@ -133,25 +133,27 @@ fn added(op_type: &str, from: &str, to: &str, attribute: Option<(&str, i64)>) ->
 
 /// Removes nodes, constants and descriptions that nothing leads from to the output.
 fn prune(graph: &mut GraphProto, notes: &mut Vec<String>) {
-    let mut needed: HashSet<String> = graph.output.iter().filter_map(|output| output.name.clone()).collect();
-    // Nodes stand in order of execution, so that one pass from the end sees every reader before its writer. The
-    // standard demands that order and ONNX Runtime does not: then nodes may be missed, so the pass is repeated.
+    let mut writers: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (i, node) in graph.node.iter().enumerate() {
+        node.output.iter().for_each(|output| writers.entry(output).or_default().push(i));
+    }
+    // Each node is looked at once, in whatever order they stand: the standard demands one, and ONNX Runtime does not.
     let mut kept = vec![false; graph.node.len()];
-    loop {
-        let mut changed = false;
-        for (node, kept) in graph.node.iter().zip(&mut kept).rev() {
-            if !*kept && node.output.iter().any(|output| needed.contains(output)) {
+    let mut needed: HashSet<&str> = HashSet::new();
+    let mut waiting: Vec<&str> = graph.output.iter().filter_map(|output| output.name.as_deref()).collect();
+    while let Some(name) = waiting.pop() {
+        if !needed.insert(name) {
+            continue;
+        }
+        for &i in writers.get(name).into_iter().flatten() {
+            if !std::mem::replace(&mut kept[i], true) {
                 let mut names = HashSet::new();
-                reads(node, &mut names);
-                needed.extend(names.into_iter().filter(|name| !name.is_empty()).map(str::to_owned));
-                *kept = true;
-                changed = true;
+                reads(&graph.node[i], &mut names);
+                waiting.extend(names.into_iter().filter(|name| !name.is_empty()));
             }
         }
-        if !changed {
-            break;
-        }
     }
+    let needed: HashSet<String> = needed.into_iter().map(str::to_owned).collect();
     let mut kept = kept.into_iter();
     graph.node.retain(|_| kept.next().unwrap_or(false));
     graph.initializer.retain(|tensor| tensor.name.as_ref().is_some_and(|name| needed.contains(name)));

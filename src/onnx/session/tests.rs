@@ -88,7 +88,7 @@ fn backbone_for(n_free: i64) -> Backbone {
         name: Some(name.to_owned()),
         dims: vec![1],
         data_type: Some(data_type::INT64),
-        raw_data: Some(value.to_le_bytes().to_vec()),
+        raw_data: Some(value.to_le_bytes().to_vec().into()),
         ..TensorProto::default()
     };
     let model = model_bytes(GraphProto {

@@ -19,14 +19,15 @@ pub(super) struct JpegHeader<'a> {
     pub(super) height: usize,
     /// 1 gray, 3 colour, 4 inks.
     pub(super) n_components: usize,
-    /// Whether three components are red, green and blue as they are (libjpeg's rule: by their names, if nothing else
-    /// says what they are).
+    /// Whether three components are red, green and blue as they are. By libjpeg's rule a JFIF marker says that they are not,
+    /// without it Adobe's marker says what they are, and without either their names do.
     pub(super) is_plain_rgb: bool,
     /// The EXIF block, without its name.
     pub(super) exif: Option<&'a [u8]>,
     /// The XMP packet, without its name.
     pub(super) xmp: Option<&'a [u8]>,
-    pub(super) is_progressive: bool,
+    /// Whether a decoder keeps every coefficient until the last scan: with several scans, as progressive files have.
+    pub(super) is_kept_whole: bool,
 }
 
 impl<'a> JpegHeader<'a> {
@@ -34,7 +35,8 @@ impl<'a> JpegHeader<'a> {
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, ImageError> {
         let truncated = || Format::Jpeg.truncated();
         let mut header = None;
-        let (mut exif, mut xmp, mut is_named_by_app, mut n_scans) = (None, None, false, 0);
+        let (mut exif, mut xmp, mut n_scans) = (None, None, 0);
+        let (mut is_jfif, mut adobe_transform) = (false, None);
         let mut at = 2;
         loop {
             let marker;
@@ -48,9 +50,11 @@ impl<'a> JpegHeader<'a> {
             let segment = segment(bytes, at).ok_or_else(truncated)?;
             at += 2 + segment.len();
             match marker {
-                APP0 => is_named_by_app |= segment.starts_with(b"JFIF\0"),
-                APP14 => is_named_by_app |= segment.starts_with(b"Adobe"),
-                // PIL reads no further than the first scan. Of EXIF the first counts, of XMP the last.
+                // PIL reads no further than the first scan. Of EXIF the first counts, of the others the last.
+                APP0 if n_scans == 0 => is_jfif |= segment.len() >= 14 && segment.starts_with(b"JFIF\0"),
+                APP14 if n_scans == 0 && segment.starts_with(b"Adobe") => {
+                    adobe_transform = segment.get(11).copied().or(adobe_transform);
+                }
                 APP1 if n_scans == 0 => {
                     exif = exif.or(segment.strip_prefix(EXIF_NAME));
                     xmp = segment.strip_prefix(XMP_NAME).or(xmp);
@@ -73,7 +77,13 @@ impl<'a> JpegHeader<'a> {
             return Err(Format::Jpeg.malformed("no scan"));
         }
         (header.exif, header.xmp) = (exif, xmp);
-        header.is_plain_rgb &= !is_named_by_app;
+        header.is_kept_whole |= n_scans > 1;
+        // What the names say stands there already.
+        header.is_plain_rgb = match adobe_transform {
+            _ if is_jfif || header.n_components != 3 => false,
+            Some(transform) => transform == 0,
+            None => header.is_plain_rgb,
+        };
         Ok(header)
     }
 
@@ -85,8 +95,8 @@ impl<'a> JpegHeader<'a> {
         let padded = width.next_multiple_of(32) * height.next_multiple_of(32);
         let pixels = width * height * 3;
         let inks = if self.n_components == 4 { width * height * 4 } else { 0 };
-        // A progressive file keeps every coefficient, 16 bits each, until the last scan.
-        let coefficients = if self.is_progressive { padded * self.n_components as u64 * 2 } else { 0 };
+        // Coefficients have 16 bits each.
+        let coefficients = if self.is_kept_whole { padded * self.n_components as u64 * 2 } else { 0 };
         limits.check_alloc(Format::Jpeg, pixels + inks + coefficients)
     }
 }
@@ -157,7 +167,7 @@ fn frame(marker: u8, segment: &[u8]) -> Result<JpegHeader<'static>, ImageError> 
         is_plain_rgb: names == *b"RGB",
         exif: None,
         xmp: None,
-        is_progressive: matches!(marker, 0xc2 | 0xca),
+        is_kept_whole: matches!(marker, 0xc2 | 0xca),
     })
 }
 

@@ -173,6 +173,10 @@ pub(super) fn decode(
     // caller an answer and not the process a thread. They own no state that outlives the call.
     let Stored { image, orientation, full_size } =
         catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.malformed("the decoder panicked")))?;
+    if orientation != Orientation::NoTransforms {
+        // The pixels as they are, and turned.
+        limits.check_alloc(format, 2 * image.pixels().len() as u64)?;
+    }
     Ok(Decoded { image: exif::transpose(image, orientation), full_size: exif::size(full_size, orientation) })
 }
 

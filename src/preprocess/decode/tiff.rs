@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use ::tiff::decoder::{BufferLayoutPreference, Decoder, DecodingResult, Limits};
+use ::tiff::decoder::{BufferLayoutPreference, ChunkType, Decoder, DecodingResult, Limits};
 use ::tiff::tags::{ByteOrder, CompressionMethod, ExtraSamples, PhotometricInterpretation, Tag};
 use ::tiff::{ColorType, TiffError};
 use image::metadata::Orientation;
@@ -12,6 +12,13 @@ use super::super::resample::RgbImage;
 use super::{DecodeLimits, Format, Pixels, exif, rgb};
 
 type Opened<'a> = Decoder<Cursor<&'a [u8]>>;
+
+/// Most channels of a pixel, as in Pillow.
+const MAX_SAMPLES: u16 = 6;
+
+/// The compressions that a predictor may stand before.
+const PREDICTED: [u16; 3] =
+    [CompressionMethod::LZW.to_u16(), CompressionMethod::Deflate.to_u16(), CompressionMethod::OldDeflate.to_u16()];
 
 /// Where an XMP packet is.
 const XMP: Tag = Tag::Unknown(700);
@@ -82,21 +89,32 @@ fn picture(mut decoder: Opened<'_>, limits: &DecodeLimits, n_held: usize) -> Res
     let orientation = orientation(&mut decoder);
     let color = decoder.colortype().map_err(fail)?;
     let layout = decoder.image_buffer_layout().map_err(fail)?;
-    // The samples, perhaps once more to bring planes together, and the pixels made of them.
+    // The samples, perhaps once more to bring planes together, or as bytes, and the pixels made of them; or these and what turning
+    // makes of them.
     let n_copies = if layout.planes > 1 { 2 } else { 1 };
     let (width, height) = decoder.dimensions().map_err(fail)?;
-    let n_pixel_bytes = u64::from(width) * u64::from(height) * 3;
-    limits.check_alloc(
-        Format::Tiff,
-        (layout.complete_len as u64)
-            .saturating_mul(n_copies)
-            .saturating_add(n_pixel_bytes)
-            .saturating_add(n_held as u64),
-    )?;
+    let n_pixels = u64::from(width) * u64::from(height);
+    let n_as_bytes = match color {
+        ColorType::Gray(1 | 2 | 4) | ColorType::RGBA(16) | ColorType::CMYK(16) => n_pixels,
+        _ => 0,
+    };
+    let n_decoded = (layout.complete_len as u64).saturating_mul(n_copies).saturating_add(n_pixels * 3 + n_as_bytes);
+    let n_turned = if orientation == Orientation::NoTransforms { 0 } else { n_pixels * 6 };
+    limits.check_alloc(Format::Tiff, n_decoded.max(n_turned).saturating_add(n_held as u64))?;
     let kind = Kind::of(&mut decoder).map_err(fail)?;
-    if kind.has_predictor && layout.planes == 1 && kind.n_samples > color.num_samples() {
-        // The decoder drops the other channels before it adds up the differences, and takes those of another channel for them.
-        return Err(Format::Tiff.unsupported(format!("a predictor of {} channels as {color:?}", kind.n_samples)));
+    if kind.n_samples > MAX_SAMPLES {
+        return Err(Format::Tiff.unsupported(format!("{} channels", kind.n_samples)));
+    }
+    limits.check_alloc(Format::Tiff, n_stored_bytes(&decoder, (width, height), u64::from(kind.n_samples), color))?;
+    // libtiff, and so Pillow, knows no differences of neighbours beside another compression, and takes the samples as they are.
+    if kind.has_predictor && !compression.is_some_and(|compression| PREDICTED.contains(&compression)) {
+        return Err(Format::Tiff.unsupported("a predictor without LZW or Deflate"));
+    }
+    // The decoder drops the other channels before it adds up differences, and takes those of another channel for them; and it writes
+    // what a tile has beyond the picture into the rows below.
+    let is_tiled = decoder.get_chunk_type() == ChunkType::Tile;
+    if (kind.has_predictor || is_tiled) && layout.planes == 1 && kind.n_samples > color.num_samples() {
+        return Err(Format::Tiff.unsupported(format!("{} channels as {color:?} in this form", kind.n_samples)));
     }
     let mut samples = DecodingResult::U8(Vec::new());
     let layout = decoder.read_image_to_buffer(&mut samples).map_err(fail)?;
@@ -105,6 +123,20 @@ fn picture(mut decoder: Opened<'_>, limits: &DecodeLimits, n_held: usize) -> Res
     RgbImage::new(pixels, height, width)
         .map(|image| exif::transpose(image, orientation))
         .ok_or_else(|| Format::Tiff.malformed("fewer samples than the size says"))
+}
+
+/// Bytes of all samples once they are inflated, those included that are dropped: the other channels, and what tiles hold beyond
+/// the picture. The decoder inflates them all, a row at a time, and never looks at how large a tile is.
+fn n_stored_bytes(decoder: &Opened<'_>, (width, height): (u32, u32), n_samples: u64, color: ColorType) -> u64 {
+    let (tile_width, tile_height) = match decoder.get_chunk_type() {
+        ChunkType::Tile => decoder.chunk_dimensions(),
+        ChunkType::Strip => (1, 1),
+    };
+    let padded = |side: u32, tile: u32| u64::from(side).next_multiple_of(u64::from(tile));
+    padded(width, tile_width)
+        .saturating_mul(padded(height, tile_height))
+        .saturating_mul(n_samples * u64::from(color.bit_depth()))
+        / 8
 }
 
 /// The orientation of its directory; if that has none, of its XMP packet.
@@ -166,7 +198,11 @@ fn chunky(samples: DecodingResult, layout: &BufferLayoutPreference) -> DecodingR
 }
 
 fn interleaved<T: Copy>(samples: &[T], plane_len: usize, n_planes: usize) -> Vec<T> {
-    (0..plane_len).flat_map(|i| (0..n_planes).filter_map(move |p| samples.get(p * plane_len + i).copied())).collect()
+    let mut chunky = Vec::with_capacity(samples.len());
+    for i in 0..plane_len {
+        chunky.extend((0..n_planes).filter_map(|p| samples.get(p * plane_len + i)));
+    }
+    chunky
 }
 
 fn to_rgb(

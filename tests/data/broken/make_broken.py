@@ -163,6 +163,8 @@ def bmps():
     broken("more_rows.bmp", with_size(24, 5000), "truncated")
     broken("far_data.bmp", bmp[:10] + struct.pack("<I", 0x7FFFFFFF) + bmp[14:], "truncated")
     broken("bad_depth.bmp", bmp[:28] + struct.pack("<H", 13) + bmp[30:], "malformed")
+    masks = struct.pack("<III", 0x0F00, 0xF0, 0x0F)
+    broken("other_masks.bmp", bmp[:18] + struct.pack("<iiHHI", 1, 1, 1, 16, 3) + bmp[34:54] + masks + bytes(4), "unsupported")
     broken("png_inside.bmp", bmp[:30] + struct.pack("<I", 5) + bmp[34:], "unsupported")
 
 
@@ -205,8 +207,33 @@ def tiffs():
         broken(f"{name}.tiff", tiff_of(mode), "unsupported")
     broken("fill_order3.tiff", gray(4, 3, extra=[(266, 3, 1, 3)]), "unsupported")
     # Four channels, of which the last is none of a colour, as differences of neighbours.
-    four = [(258, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 4), (317, 3, 1, 2), (338, 3, 1, 0)]
+    four = [(258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 4), (317, 3, 1, 2), (338, 3, 1, 0)]
     broken("predictor_beside.tiff", gray(1, 3, extra=four), "unsupported")
+    # Differences of neighbours where Pillow sees none.
+    for name, compression in [("raw", 1), ("packbits", 32773)]:
+        broken(f"predictor_{name}.tiff", gray(4, 3, extra=[(259, 3, 1, compression), (317, 3, 1, 2)]), "unsupported")
+
+    def tiled(size, tile, data, samples=4):
+        """Red, green, blue and channels that are no colour, in deflated tiles that all lie at the same place."""
+        (width, height), (tile_width, tile_height) = size, tile
+        n_tiles = -(-width // tile_width) * -(-height // tile_height)
+        lists = [struct.pack(f"<{n_tiles}I", *[8] * n_tiles), struct.pack(f"<{n_tiles}I", *[len(data)] * n_tiles)]
+        data += bytes(-len(data) % 4)
+        at = 8 + len(data)
+        places = [at, at + 4 * n_tiles] if n_tiles > 1 else [8, len(data)]
+        extra = struct.pack(f"<{samples - 3}H", *[0] * (samples - 3))
+        at_extra = at + 8 * n_tiles if samples > 5 else 0
+        entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, samples),
+                   (322, 4, 1, tile_width), (323, 4, 1, tile_height), (324, 4, n_tiles, places[0]), (325, 4, n_tiles, places[1]),
+                   (338, 3, samples - 3, at_extra)]
+        return tiff(entries, data + b"".join(lists) + extra)
+
+    # Tiles far larger than the picture: one row is more than memory, or all of them together more than time.
+    row = zlib.compress(bytes(1 << 22), 9)
+    broken("huge_tile.tiff", tiled((8, 8), (0x7FFFFFFF, 8), row), "too_large")
+    broken("wide_tiles.tiff", tiled((1, 1000), (1 << 20, 1), row), "too_large")
+    broken("tiled_beside.tiff", tiled((3, 3), (16, 16), zlib.compress(bytes(16 * 16 * 4))), "unsupported")
+    broken("many_channels.tiff", tiled((8, 8), (8, 8), zlib.compress(bytes(8 * 8 * 1003)), samples=1003), "unsupported")
     broken("no_directory.tiff", b"II*\0" + struct.pack("<I", 0), "truncated")
     broken("far_directory.tiff", b"II*\0" + struct.pack("<I", 0x7FFFFFFF), "truncated")
     # A directory whose next one is itself.

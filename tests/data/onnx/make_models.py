@@ -298,6 +298,9 @@ unproved = {
     "lying_groups": classifier([RAW10, *hidden("groups"), node("Softmax", ["groups"], ["shares"], axis=-1), node("Reshape", ["shares", "back"], ["logits"])],
                                [*WB10, *SLICE, numbers("times", 1), numbers("rest", 2, C), numbers("back", -1, 2 * C)], out(dims=("N", 2 * C)),
                                value_info=[helper.make_tensor_value_info("groups", FLOAT, ["N", 2 * C])]),
+    # Each image's features without the mean of the batch.
+    "batch_mean": classifier([node("ReduceMean", ["flat"], ["mean"], axes=[0], keepdims=1), node("Sub", ["flat", "mean"], ["centred"]),
+                              node("Gemm", ["centred", "w", "b"], ["logits"], transB=1)], [init("w", W), init("b", B)]),
     "lying_rows": classifier([RAW10, *hidden("logits")], [*WB10, *SLICE, numbers("times", 2), numbers("rest", C)], out(dims=("N", 2 * C))),
 }
 
@@ -343,6 +346,11 @@ backbones["backbone_negative"] = model(nodes, constants, [feature_out(dims=("N",
 without_output = helper.make_function("own", "Twice", ["x", "y"], [], [helper.make_node("Add", ["x", "x"], ["y"])], [helper.make_opsetid("", 17)])
 backbones["backbone_bad_call"] = model([*nodes[:3], node("Flatten", ["pooled"], ["flat"], axis=1), helper.make_node("Twice", ["flat"], ["features"], domain="own")],
                                        constants, [feature_out()], functions=[without_output], imports=[helper.make_opsetid("own", 1)])
+vast = model(nodes, constants, [feature_out()])
+for i in (2, 3):
+    vast.graph.input[0].type.tensor_type.shape.dim[i].dim_value = 1_000_000
+backbones["backbone_vast"] = vast
+backbones["backbone_vast_batch"] = model(nodes, constants, [feature_out(dims=(2_000_000_000, D))], batch=2_000_000_000)
 gray = model(nodes, constants, [feature_out()])
 gray.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
 backbones["backbone_gray"] = gray

@@ -141,6 +141,15 @@ def webps(image, rgba):
     decode("lossy_alpha.webp", saved(rgba, "WEBP", quality=80), lossy=True)
     frames = [Image.fromarray(picture(29, 37, seed)) for seed in range(2)]
     decode("animated.webp", saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+    frames = [rgba, Image.fromarray(picture(29, 37, 1))]
+    for name, options in {"": {"lossless": True, "exact": True}, "_lossy": {"quality": 80}}.items():
+        data = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], **options))
+        # Blended into the canvas, in which there is nothing yet.
+        data[data.index(b"ANMF") + 23] &= ~2
+        decode(f"animated_alpha{name}.webp", bytes(data), lossy=bool(name))
+    # A canvas larger than the frame, 40 x 31.
+    data[24:30] = b"\x27\0\0\x1e\0\0"
+    decode("animated_small_frame.webp", bytes(data), lossy=True)
 
 
 def bmp_by_hand(width, height, bits, data, compression=0, palette=b"", masks=b""):
@@ -158,30 +167,40 @@ def bmps(image, rgba):
     rng = np.random.default_rng(2)
     words = rng.integers(0, 65536, (8, 10)).astype("<u2").tobytes()
     decode("rgb555.bmp", bmp_by_hand(10, 8, 16, words))
+    decode("rgb555_masks.bmp", bmp_by_hand(10, 8, 16, words, 3, masks=struct.pack("<III", 0x7C00, 0x3E0, 0x1F)))
     decode("rgb565.bmp", bmp_by_hand(10, 8, 16, words, 3, masks=struct.pack("<III", 0xF800, 0x7E0, 0x1F)))
     palette = rng.integers(0, 256, (256, 4), dtype=np.uint8)
     palette[:, 3] = 0
     runs = b"".join(bytes([6, y, 4, 200 - y, 0, 0]) for y in range(8)) + b"\0\1"
     decode("rle8.bmp", bmp_by_hand(10, 8, 8, runs, 1, palette=palette.tobytes()))
+    # Rows that end early, and steps to the right and up: what they leave out has the first colour.
+    gaps = b"\4\7\0\0" + b"\2\5\0\2\3\2\3\x0b\0\0" + b"\0\2\4\0\6\x0d\0\0" + b"\x0a\1\0\0" * 4 + b"\0\1"
+    decode("rle8_gaps.bmp", bmp_by_hand(10, 8, 8, gaps, 1, palette=palette.tobytes()))
+    # The oldest header. Where later ones have the bits of a pixel stands a 16, in its first row.
+    core = lambda bits, behind: b"BM" + struct.pack("<IHHIIHHHH", 26 + len(behind), 0, 0, 26, 12, 2, 1, 1, bits) + behind
+    decode("core.bmp", core(24, bytes([100, 200, 16, 0, 60, 50, 0, 0])))
     decode("top_down.bmp", bmp_by_hand(4, -3, 24, rng.integers(0, 256, 36, dtype=np.uint8).tobytes()))
 
 
-def tiff(size, bits, photometric, strips, compression=1, order="<", **tags):
-    """A TIFF written by hand, a strip for each plane. `tags` are numbers of two bytes, or bytes."""
+def tiff(size, bits, photometric, strips, compression=1, order="<", tile=None, **tags):
+    """A TIFF written by hand, a strip for each plane, or tiles of this size. `tags` are numbers of two bytes, or bytes."""
     (width, height), samples = size, len(bits)
     entries = {
         256: [width], 257: [height], 258: bits, 259: [compression], 262: [photometric], 277: [samples], 278: [height],
-        284: [2 if len(strips) > 1 else 1],
+        284: [2 if len(strips) > 1 and not tile else 1],
         **{int(tag[1:]): value for tag, value in tags.items()},
     }
     data = b"".join(strips)
     starts = np.cumsum([8] + [len(strip) for strip in strips[:-1]]).tolist()
     data += b"\0" * (len(data) % 2)
-    entries[273], entries[279] = starts, [len(strip) for strip in strips]
+    where, lengths = (324, 325) if tile else (273, 279)
+    entries[where], entries[lengths] = starts, [len(strip) for strip in strips]
+    if tile:
+        entries[322], entries[323] = [tile[0]], [tile[1]]
     directory, behind = struct.pack(order + "H", len(entries)), b""
     at = 8 + len(data) + 2 + 12 * len(entries) + 4
     for tag, value in sorted(entries.items()):
-        kind, count = (1 if isinstance(value, bytes) else 4 if tag in (273, 279) else 3), len(value)
+        kind, count = (1 if isinstance(value, bytes) else 4 if tag in (where, lengths) else 3), len(value)
         packed = value if kind == 1 else struct.pack(f"{order}{count}{'I' if kind == 4 else 'H'}", *value)
         if len(packed) > 4:
             packed += b"\0" * (len(packed) % 2)
@@ -215,6 +234,12 @@ def tiffs_by_hand(image):
     # Straight alpha, and a fourth channel that is none, are left alone.
     decode("straight.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[2]))
     decode("fourth_channel.tiff", tiff((19, 24), [8] * 4, 2, [rgba.tobytes()], t338=[0]))
+    padded = np.pad(rgba, ((0, 8), (0, 13), (0, 0)))
+    tiles = [padded[y : y + 16, x : x + 16] for y in (0, 16) for x in (0, 16)]
+    for name, channels in (("tiled", 3), ("tiled_rgba", 4)):
+        deflated = [zlib.compress(tile[:, :, :channels].tobytes()) for tile in tiles]
+        alpha = {"t338": [2]} if channels == 4 else {}
+        decode(f"{name}.tiff", tiff((19, 24), [8] * channels, 2, deflated, DEFLATE, tile=(16, 16), **alpha))
     words = rng.integers(0, 600, (9, 11)).astype("<u2")
     words[0] = [0, 1, 254, 255, 256, 65535, 65534, 65281, 65280, 32768, 300]
     decode("white_is_zero16.tiff", tiff((11, 9), [16], 0, [words.tobytes()]))
@@ -257,11 +282,51 @@ def jpegs(image):
     decode("restarts.jpg", saved(smooth, "JPEG", quality=75, restart_marker_rows=1), lossy=True)
     decode("gray.jpg", saved(image.convert("L"), "JPEG"), lossy=True)
     decode("plain_rgb.jpg", saved(image, "JPEG", keep_rgb=True), lossy=True)
+    colours(image)
     cmyk = saved(image.convert("CMYK"), "JPEG", quality=90)
     decode("cmyk.jpg", cmyk, lossy=True)
     adobe = cmyk.index(b"Adobe")
     decode("ycck.jpg", cmyk[: adobe + 11] + b"\2" + cmyk[adobe + 12 :], lossy=True)
+    decode("three_scans.jpg", three_scans(image), lossy=True)
     decode("behind_the_end.jpg", saved(image, "JPEG", quality=90) + b"more" * 9, lossy=True)
+
+
+def three_scans(image):
+    """A baseline JPEG with a scan for each component: three gray ones under one header."""
+    parts = [saved(plane, "JPEG", quality=90) for plane in image.convert("YCbCr").split()]
+    frame, scan = parts[0].index(b"\xff\xc0"), parts[0].index(b"\xff\xda")
+    components = b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
+    header = b"\xff\xc0\0\x11" + parts[0][frame + 4 : frame + 9] + b"\3" + components
+    scans = [part[scan : scan + 5] + bytes([name]) + part[scan + 6 : -2] for name, part in enumerate(parts, 1)]
+    return parts[0][:frame] + header + parts[0][frame + 13 : scan] + b"".join(scans) + b"\xff\xd9"
+
+
+def colours(image):
+    """What says whether three components are YCbCr or RGB: a JFIF marker, Adobe's, or their names, in this order."""
+    def named(data, names=b"RGB"):
+        data = bytearray(data)
+        for marker, behind, step in ((0xC0, 10, 3), (0xDA, 5, 2)):
+            at = data.index(bytes([0xFF, marker])) + behind
+            data[at : at + 3 * step : step] = names
+        return bytes(data)
+
+    def without(data, marker):
+        at = data.index(bytes([0xFF, marker]))
+        return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
+
+    def with_adobe(data, transform):
+        return data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + data[2:]
+
+    rgb = without(saved(image, "JPEG", keep_rgb=True), 0xEE)
+    for name, subsampling in (("444", 0), ("420", 2)):
+        ycbcr = saved(image, "JPEG", quality=90, subsampling=subsampling)
+        decode(f"named_rgb_jfif_{name}.jpg", named(ycbcr), lossy=True)
+        decode(f"adobe0_jfif_{name}.jpg", with_adobe(ycbcr, 0), lossy=True)
+        decode(f"named_rgb_adobe1_{name}.jpg", with_adobe(named(without(ycbcr, 0xE0)), 1), lossy=True)
+        decode(f"named_else_{name}.jpg", named(without(ycbcr, 0xE0), b"YUV"), lossy=True)
+    decode("named_rgb.jpg", rgb, lossy=True)
+    decode("adobe0.jpg", with_adobe(named(rgb, b"\1\2\3"), 0), lossy=True)
+    decode("named_rgb_jfif_behind.jpg", rgb[:-2] + b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + rgb[-2:], lossy=True)
 
 
 def exifs():

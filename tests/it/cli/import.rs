@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::{fails, icon, path, prints, prints_json, root};
+use super::{equipoise, fails, icon, path, prints, prints_json, root, text};
 
 fn classifier(name: &str) -> String {
     path(&root().join("tests/data/onnx").join(name))
@@ -104,6 +104,23 @@ fn what_the_flags_say_is_in_the_directory() {
 }
 
 #[test]
+fn weights_beside_the_classifier_are_found_from_its_own_folder() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for file in ["external.onnx", "weights.bin"] {
+        fs::copy(classifier(file), folder.path().join(file)).expect("a copy");
+    }
+    let mut command = equipoise(&["import", "external.onnx", "-o", "m"]);
+    // From another folder ONNX Runtime may not be found.
+    let runtime = root().join(".ort/onnxruntime/capi");
+    if std::env::var_os("ORT_DYLIB_PATH").is_none() && runtime.exists() {
+        command.env("ORT_DYLIB_PATH", runtime);
+    }
+    let output = command.current_dir(folder.path()).output().expect("the binary runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(entries(&folder.path().join("m")), ["backbone.onnx", "heads", "labels.txt", "model.toml"]);
+}
+
+#[test]
 fn only_a_new_or_empty_directory_is_written_unless_forced() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let model = folder.path().join("m");
@@ -137,6 +154,10 @@ fn a_failure_says_why_and_leaves_nothing() {
     check("gemm_transb.onnx", &["--resize", "6", "--crop", "8"], &["`crop` of 8x8 is larger than"]);
     check("gemm_transb.onnx", &["--mean", "123.7,116.3,103.5"], &["divide those of 0..255 by 255"]);
     check("conv3x3.onnx", &[], &["conv3x3.onnx: node", "1x1"]);
+    let vast = folder.path().join("vast.onnx");
+    fs::File::create(&vast).and_then(|file| file.set_len(1 << 31)).expect("a file without content");
+    fails(&["import", &path(&vast), "-o", &model], &["vast.onnx: 2147483648 bytes", "2 GB"]);
+    fs::remove_file(vast).expect("it was there");
     check("absent.onnx", &[], &["absent.onnx: No such file"]);
     check("golden.json", &[], &["golden.json", "not an ONNX model"]);
 }
