@@ -124,7 +124,7 @@ pub enum Parameters {
 #[derive(Clone, Debug)]
 enum Form {
     Linear { bias: Option<Array1<f32>>, scale: Option<Array1<f32>>, log_norms: Arc<[f64]> },
-    Ncm { metric: Metric, squared_norms: Arc<[f64]> },
+    Ncm { transform: Transform, metric: Metric, squared_norms: Arc<[f64]> },
 }
 
 /// Why one head cannot be derived from another.
@@ -178,7 +178,10 @@ impl Head {
                     _ => FeatureMap::Identity,
                 };
                 let squared_norms = row_squared_norms(&centroids).collect();
-                (Weights::new(centroids, feature_map, metric == Metric::L2), Form::Ncm { metric, squared_norms })
+                (
+                    Weights::new(centroids, feature_map, metric == Metric::L2),
+                    Form::Ncm { transform, metric, squared_norms },
+                )
             }
         };
         Self {
@@ -240,7 +243,7 @@ impl Head {
     pub fn scoring(&self, settings: &Settings) -> Scoring {
         let num_classes = self.num_classes();
         let (scale, shift) = match &self.form {
-            Form::Ncm { metric, squared_norms } => match metric {
+            Form::Ncm { metric, squared_norms, .. } => match metric {
                 Metric::L2 => (vec![2.0; num_classes], squared_norms.iter().map(|norm| -norm).collect()),
                 Metric::Cosine => (vec![1.0; num_classes], vec![0.0; num_classes]),
                 Metric::Dot => (vec![1.0 / self.feature_dim() as f64; num_classes], vec![0.0; num_classes]),
@@ -316,6 +319,14 @@ impl Head {
             bias *= scale;
         }
         Some((weight, bias))
+    }
+
+    /// What its file says is done to features first; the weights' feature map may do more, as the cosine needs it.
+    pub fn transform(&self) -> Transform {
+        match self.form {
+            Form::Ncm { transform, .. } => transform,
+            Form::Linear { .. } => Transform::None,
+        }
     }
 
     /// How NCM compares; `None` for the other kinds.

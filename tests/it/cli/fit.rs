@@ -291,6 +291,8 @@ fn parameters_come_from_the_environment_one_a_line() {
     assert!(status.success(), "{}", text(&stderr));
     let seen = prints_json(&["inspect", &output, "--json"]);
     assert_eq!((&seen["metric"], &seen["provenance"]["method"]), (&"cosine".into(), &"ncm".into()));
+    // As it was asked for, though the cosine normalises.
+    assert_eq!(seen["transform"], "none");
 }
 
 #[cfg(unix)]
