@@ -1,7 +1,7 @@
 //! Why there is no head.
 
 use super::EngineError;
-use crate::heads::HeadKind;
+use crate::heads::{HeadKind, LARGEST_WEIGHT_BYTES};
 
 /// Why there is no head.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,18 @@ pub enum FitError {
         found: usize,
         /// How many it should.
         expected: usize,
+    },
+    /// A weight matrix that no engine runs.
+    #[error(
+        "a head for {num_classes} classes of {feature_dim} features would have {bytes} bytes of weights, and the limit is \
+         {LARGEST_WEIGHT_BYTES}: the largest label makes the number of classes where nothing else says it",
+        bytes = *num_classes as u128 * *feature_dim as u128 * 4
+    )]
+    TooLarge {
+        /// C.
+        num_classes: usize,
+        /// D.
+        feature_dim: usize,
     },
     /// Several settings and nothing to choose on.
     #[error(

@@ -51,7 +51,7 @@ use measure::Scored;
 use crate::{
     dataset::{FeatureSet, Shot},
     evaluate::{Accuracies, Report},
-    heads::{Head, HeadFile, HeadKind, NormStatistics, Parameters, Settings, TrainPrior},
+    heads::{Head, HeadFile, HeadKind, LARGEST_WEIGHT_BYTES, NormStatistics, Parameters, Settings, TrainPrior},
 };
 
 /// What a head is fitted from.
@@ -176,6 +176,10 @@ pub struct FitReport {
 pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -> Result<Fitted, FitError> {
     let FitTask { recipe, features, .. } = task;
     let method = recipe.method();
+    let (num_classes, feature_dim) = (features.num_classes(), features.feature_dim());
+    if num_classes.saturating_mul(feature_dim) > LARGEST_WEIGHT_BYTES / 4 {
+        return Err(FitError::TooLarge { num_classes, feature_dim });
+    }
     let (samples, validation) = split(task)?;
     let base = check_base(task)?;
     if recipe.needs_validation() && validation.is_none() {

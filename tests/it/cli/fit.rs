@@ -218,6 +218,11 @@ fn what_cannot_be_fitted_is_named_and_nothing_is_written() {
     check(&joint, "crt", &[], &["joint.safetensors: neither `features` nor `feats` is there"]);
     check(&train, "crt", &["--validation", &narrow], &["narrow.npz has 3 features", "train.npz has 4 features"]);
     check(&train, "crt", &["--validation", &same], &["same.npz has the same content as", "train.npz"]);
+    let offsets = write_features(&folder.path().join("offsets.npz"), 2048, &[0, 15_075_141]);
+    for method in ["crt", "ncm"] {
+        let words = "a head for 15075142 classes of 2048 features would have 123495563264 bytes";
+        check(&offsets, method, &[], &["offsets.npz: ", words, "the largest label makes the number of classes"]);
+    }
     check(&single, "crt", &["--holdout", "0.1"], &["single.npz: a holdout of 0.1 of each class holds out nothing"]);
     check(&train, "lws", &["--base", &joint], &["train.npz has 4 features", "joint.safetensors takes 96"]);
     check(&train, "lws", &["--base", &train], &["train.npz: not a readable safetensors file"]);
