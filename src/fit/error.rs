@@ -51,7 +51,7 @@ pub enum FitError {
     /// Two things that do not belong together.
     #[error("{what} has {found} {unit}, and the feature set has {expected}")]
     Mismatch {
-        /// The base or the validation set.
+        /// The base, the validation set or the training counts.
         what: &'static str,
         /// Classes or features.
         unit: &'static str,

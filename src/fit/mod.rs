@@ -65,9 +65,9 @@ pub struct FitTask<'a> {
     pub validation: Validation<'a>,
     /// The head that LWS and tau-norm start from.
     pub base: Option<&'a Head>,
-    /// The shot of each class, if the training counts of the network are known; else those of the samples that are fitted, for
-    /// tau-norm of all.
-    pub shots: Option<&'a [Shot]>,
+    /// How many samples of each class the network was trained on, if that is known: they make the shots. Else it is the
+    /// samples that are fitted, and for tau-norm, which fits none, what its base says.
+    pub train_counts: Option<&'a [u64]>,
     /// What may be held beside the features, in bytes: LWS keeps its scores if they fit.
     pub cache_bytes: u64,
 }
@@ -177,6 +177,10 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     let FitTask { recipe, features, .. } = task;
     let method = recipe.method();
     let (num_classes, feature_dim) = (features.num_classes(), features.feature_dim());
+    if let Some(counts) = task.train_counts.filter(|counts| counts.len() != num_classes) {
+        let (what, found) = ("the table of training counts", counts.len());
+        return Err(FitError::Mismatch { what, unit: "classes", found, expected: num_classes });
+    }
     if num_classes.saturating_mul(feature_dim) > LARGEST_WEIGHT_BYTES / 4 {
         return Err(FitError::TooLarge { num_classes, feature_dim });
     }
@@ -185,15 +189,20 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     if recipe.needs_validation() && validation.is_none() {
         return Err(FitError::NoValidation { method });
     }
-    // Tau-norm fits nothing on what is kept: all rows count.
-    let counts = if method == HeadKind::TauNorm { features.class_counts() } else { samples.class_counts() };
-    let of_counts: Vec<Shot> = counts.iter().map(|&count| Shot::of(count)).collect();
-    let shots = task.shots.unwrap_or(&of_counts);
-
     let mut warnings = Vec::new();
-    if let Some(missing) = absent(&counts).filter(|_| method != HeadKind::TauNorm) {
-        warnings.push(missing);
-    }
+    // Tau-norm fits nothing: its weights were fitted on other samples than these, or nobody knows on which.
+    let train_counts: Option<Vec<u64>> = if method == HeadKind::TauNorm {
+        base.and_then(Head::train_counts).or(task.train_counts).map(<[u64]>::to_vec)
+    } else {
+        let counts = samples.class_counts();
+        warnings.extend(absent(&counts));
+        Some(counts)
+    };
+    let shots: Vec<Shot> = match task.train_counts.or(train_counts.as_deref()) {
+        Some(counts) => counts.iter().map(|&count| Shot::of(count)).collect(),
+        None => vec![Shot::Unknown; num_classes],
+    };
+    let shots = shots.as_slice();
     if features.num_zero_rows() > 0 {
         warnings.push(format!("{} rows are zero throughout: they say nothing", features.num_zero_rows()));
     }
@@ -201,10 +210,9 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     let (mut curve, mut epoch, mut chosen) = (None, None, Vec::new());
     // The scores of the validation samples under the weights of the head, where choosing has computed them.
     let mut kept = Vec::new();
-    let mut train_counts = Some(counts.clone());
     let mut prior = TrainPrior::default_of(method);
     let mut validate = |engine: &mut dyn Engine, parameters: Parameters, watch: &mut Watch<'_>| {
-        let head = Head::new(method, parameters, Some(counts.clone()));
+        let head = Head::new(method, parameters, train_counts.clone());
         validation.as_ref().map_or(Ok(0.0), |samples| macro_accuracy(samples, &head, shots, engine, watch))
     };
     let parameters = match recipe {
@@ -228,8 +236,6 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
             let not_linear =
                 || FitError::Base { reason: format!("it is of kind {}, which has no row norms", base.kind()) };
             let (weight, bias) = base.linear_layer().ok_or_else(not_linear)?;
-            train_counts =
-                base.train_counts().map(<[u64]>::to_vec).or(train_counts.filter(|_| absent(&counts).is_none()));
             let parameters = Parameters::Linear { weight, bias: Some(bias), scale: None };
             settings.tau = grid.tau.first().copied();
             settings.bias = grid.bias.first().copied();

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use equipoise::{
     dataset::FeatureSet,
+    evaluate::Accuracies,
     fit::{FitError, FitTask, Fitted, PlainEngine, Recipe, RecipeError, Validation, Watch, fit},
     heads::{Head, HeadKind, Parameters, Scores, TrainPrior},
 };
@@ -296,21 +297,55 @@ fn what_a_head_file_says_of_a_fit_counts_the_rows_that_were_fitted() {
     }
 }
 
+/// What tau is chosen on says nothing of what the weights were fitted on.
 #[test]
-fn tau_norm_counts_every_row_as_nothing_is_fitted_on_those_that_are_kept() {
-    // 22, 21 and 19 rows; without every tenth the medium classes are few.
+fn tau_norm_has_the_counts_of_its_base_or_the_given_ones_and_never_those_of_its_rows() {
     let labels: Vec<u32> = [0; 22].into_iter().chain([1; 21]).chain([2; 19]).collect();
     let feature = |(row, column): (usize, usize)| {
         ((row * 37 + column * 101) % 23) as f32 / 23.0 + if column == labels[row] as usize { 2.0 } else { 0.0 }
     };
     let set = FeatureSet::new(Array2::from_shape_fn((62, 8), feature), labels.clone(), 3).unwrap();
     let base = base_of_size(1.0).weights().matrix().slice(ndarray::s![..3, ..]).to_owned();
-    let base = Head::new(HeadKind::Joint, Parameters::Linear { weight: base, bias: None, scale: None }, None);
     let recipe = recipe(HeadKind::TauNorm, value!({}));
-    let fitted = fit_plainly(&recipe, &set, Validation::Holdout(0.1), Some(&base)).unwrap();
-    assert_eq!(fitted.head.train_counts(), Some(&[22, 21, 19][..]));
-    let report = fitted.report.unwrap().report;
-    assert!(report.accuracies.medium.is_some() && report.accuracies.few.is_some(), "{:?}", report.accuracies);
+    let (of_base, given): (&[u64], &[u64]) = (&[200, 30, 30], &[500, 5, 5]);
+    for (of_base, given, of_head, groups) in [
+        (None, None, None, [false, false, false]),
+        (None, Some(given), Some(given), [true, false, true]),
+        (Some(of_base), None, Some(of_base), [true, true, false]),
+        (Some(of_base), Some(given), Some(of_base), [true, false, true]),
+    ] {
+        let parameters = Parameters::Linear { weight: base.clone(), bias: None, scale: None };
+        let base = Head::new(HeadKind::Joint, parameters, of_base.map(<[u64]>::to_vec));
+        let task = FitTask {
+            recipe: &recipe,
+            features: &set,
+            validation: Validation::Holdout(0.1),
+            base: Some(&base),
+            train_counts: given,
+            cache_bytes: 1 << 30,
+        };
+        let watch = &mut |_| ControlFlow::Continue(());
+        let fitted = fit(&task, &mut PlainEngine::default(), &mut Watch::new(watch)).unwrap();
+        assert_eq!(fitted.head.train_counts(), of_head);
+        let Accuracies { many, medium, few, .. } = fitted.report.unwrap().report.accuracies;
+        assert_eq!([many, medium, few].map(|share| share.is_some()), groups, "{of_base:?}, {given:?}");
+    }
+}
+
+#[test]
+fn training_counts_of_another_number_of_classes_are_refused() {
+    let set = small_set(0.0);
+    let task = FitTask {
+        recipe: &recipe(HeadKind::Ncm, value!({})),
+        features: &set,
+        validation: Validation::None,
+        base: None,
+        train_counts: Some(&[1, 2, 3]),
+        cache_bytes: 0,
+    };
+    let watch = &mut |_| ControlFlow::Continue(());
+    let error = fit(&task, &mut PlainEngine::default(), &mut Watch::new(watch)).unwrap_err().to_string();
+    assert_eq!(error, "the table of training counts has 3 classes, and the feature set has 4");
 }
 
 #[test]
@@ -322,7 +357,7 @@ fn a_fit_ends_when_its_watcher_says_so() {
             features: &set,
             validation: Validation::Holdout(0.2),
             base: Some(&joint),
-            shots: None,
+            train_counts: None,
             cache_bytes: 1 << 30,
         };
         let outcome = fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Break(())));
@@ -344,7 +379,7 @@ fn progress_goes_from_0_to_1_and_never_back() {
             features: &set,
             validation: Validation::Holdout(0.2),
             base: Some(&joint),
-            shots: None,
+            train_counts: None,
             cache_bytes: 1 << 30,
         };
         let mut told = Vec::new();
@@ -369,7 +404,7 @@ fn lws_without_a_cache_gives_the_same_factors() {
                 features: &set,
                 validation: Validation::Holdout(0.2),
                 base: Some(&joint),
-                shots: None,
+                train_counts: None,
                 cache_bytes,
             };
             fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Continue(()))).unwrap()
