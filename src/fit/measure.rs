@@ -11,7 +11,7 @@ use super::{
 use crate::{
     dataset::Shot,
     evaluate::Evaluation,
-    heads::{Scores, Scoring, Weights},
+    heads::{Head, Scores, Scoring, Settings, Weights},
 };
 
 /// Rows that one thread looks at before the next piece; fixed, so that the sums do not depend on the number of threads.
@@ -20,19 +20,22 @@ const ROWS_OF_A_THREAD: usize = 128;
 /// Rows whose scores are looked at under all settings before the next.
 const ROWS_OF_A_BLOCK: usize = 32;
 
-/// Evaluates each of `scorings` on `samples`; they all are of heads with these `weights`. `shots` has the shot of each class.
+/// Counts for classes under all settings that a thread keeps at once: with those of all threads, some tens of megabytes.
+const COUNTS_OF_A_THREAD: usize = 1 << 17;
+
+/// Evaluates a head under each of `settings` on `samples`. `shots` has the shot of each class.
 ///
 /// # Errors
 /// [`FitError::LogitsNotFinite`] names the row; those of the engine; [`FitError::Cancelled`].
 pub fn measure<'s>(
     samples: &Samples<'_>,
-    weights: &Weights,
-    scorings: &[&Scoring],
+    head: &Head,
+    settings: &[Settings],
     shots: &'s [Shot],
     engine: &mut dyn Engine,
     watch: &mut Watch<'_>,
 ) -> Result<Vec<Evaluation<'s>>, FitError> {
-    Scored::new(samples, weights, 0).measure(scorings, shots, engine, watch)
+    Scored::new(samples, head.weights(), 0).measure(head, settings, shots, engine, watch)
 }
 
 /// Samples and the raw scores that one weight matrix gives them, computed piece by piece; kept for a second pass if they
@@ -94,34 +97,44 @@ impl<'a, 't> Scored<'a, 't> {
     /// [`measure`] with these scores.
     pub(super) fn measure<'s>(
         &mut self,
-        scorings: &[&Scoring],
+        head: &Head,
+        settings: &[Settings],
         shots: &'s [Shot],
         engine: &mut dyn Engine,
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Evaluation<'s>>, FitError> {
-        let empty = || scorings.iter().map(|_| Evaluation::new(shots)).collect::<Vec<_>>();
-        let mut evaluations = empty();
-        let n_classes = self.weights.num_classes();
+        let scorings: Vec<Scoring> = settings.iter().map(|settings| head.scoring(settings)).collect();
+        let tried: Vec<(&Settings, &Scoring)> = settings.iter().zip(&scorings).collect();
+        let mut evaluations = vec![Evaluation::new(shots); settings.len()];
+        let (samples, n_classes) = (self.samples, self.weights.num_classes());
+        let at_once = (COUNTS_OF_A_THREAD / n_classes).max(1);
         self.each(engine, watch, |scores, labels, first_of_piece| {
-            let of_part = |first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
-                let (mut logits, mut parts) = (Vec::new(), empty());
+            let of_part = |tried: &[(&Settings, &Scoring)], first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
+                let (mut logits, mut parts) = (Vec::new(), vec![Evaluation::new(shots); tried.len()]);
                 for (row, &label) in labels.iter().enumerate().skip(first).take(ROWS_OF_A_THREAD) {
                     let squared_norm =
                         scores.squared_norms.as_ref().and_then(|norms| norms.get(row)).copied().unwrap_or(0.0);
                     let raw = &scores.raw[row * n_classes..(row + 1) * n_classes];
-                    for (scoring, part) in scorings.iter().zip(&mut parts) {
-                        let best = scoring
-                            .predict(Scores { raw, squared_norm }, 5, &mut logits)
-                            .ok_or(FitError::LogitsNotFinite { row: first_of_piece + row })?;
+                    for ((settings, scoring), part) in tried.iter().zip(&mut parts) {
+                        let best = scoring.predict(Scores { raw, squared_norm }, 5, &mut logits).ok_or_else(|| {
+                            let is_of_settings = raw.iter().chain([&squared_norm]).all(|score| score.is_finite());
+                            FitError::LogitsNotFinite {
+                                set: "the feature set",
+                                row: samples.row((first_of_piece + row) as u32),
+                                settings: is_of_settings.then_some(**settings),
+                            }
+                        })?;
                         part.add(label as usize, &best);
                     }
                 }
                 Ok(parts)
             };
             let firsts: Vec<usize> = (0..labels.len()).step_by(ROWS_OF_A_THREAD).collect();
-            for parts in in_parallel(&firsts, |&first| of_part(first)) {
-                for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
-                    evaluation.merge(&part);
+            for (tried, evaluations) in tried.chunks(at_once).zip(evaluations.chunks_mut(at_once)) {
+                for parts in in_parallel(&firsts, |&first| of_part(tried, first)) {
+                    for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
+                        evaluation.merge(&part);
+                    }
                 }
             }
             Ok(())

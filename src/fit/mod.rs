@@ -36,7 +36,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use serde::Serialize;
 
 pub use engine::{Batch, Engine, EngineError, Gradient, PlainEngine, RawScores, Rows};
-pub use error::FitError;
+pub use error::{FitError, VALIDATION_SET};
 pub use measure::measure;
 pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
 pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
@@ -217,8 +217,9 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     };
     let parameters = match recipe {
         Recipe::Linear(_, softmax) | Recipe::Lws(softmax, _) => {
+            // Of one epoch there is none to choose.
             let validate: Option<&mut minimise::Validate<'_>> =
-                if validation.is_some() { Some(&mut validate) } else { None };
+                if validation.is_some() && softmax.epochs > 1 { Some(&mut validate) } else { None };
             let fitted = match (recipe, base) {
                 (Recipe::Lws(_, init), Some(base)) => {
                     softmax::fit_lws(softmax, *init, base, &samples, task.cache_bytes, validate, engine, watch)?
@@ -257,19 +258,26 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
         Recipe::Ncm(options) => ncm::fit(options, &samples, watch)?,
     };
 
-    let provenance = provenance(task, samples.len(), epoch);
+    let validated_on = match task.validation {
+        Validation::None => None,
+        Validation::Set(set) => Some(set),
+        Validation::Holdout(_) => Some(task.features),
+    };
+    if validated_on.is_some_and(|set| has_met(task, set)) {
+        warnings
+            .push("the base was fitted on the very samples of the validation: it gets less right on others".to_owned());
+    }
+    let provenance = provenance(task, samples.len(), epoch, validated_on.filter(|_| !chosen.is_empty()));
     let file = head_file(method, &parameters, &settings, prior, train_counts.as_deref(), provenance)?;
     let head = HeadFile::parse_head(&file).map_err(|error| FitError::Invalid { reason: error.to_string() })?;
-    let report = match (&validation, task.validation) {
-        (Some(samples), Validation::Set(set)) => Some((samples, set)),
-        (Some(samples), _) => Some((samples, task.features)),
-        (None, _) => None,
-    };
-    let report = match report {
+    let report = match validation.as_ref().zip(validated_on) {
         Some((samples, set)) => {
-            let scoring = head.scoring(head.initial_settings());
-            let mut scored = Scored::kept(samples, head.weights(), kept);
-            let evaluations = scored.measure(&[&scoring], shots, engine, &mut watch.quiet())?;
+            let (settings, mut scored) = (*head.initial_settings(), Scored::kept(samples, head.weights(), kept));
+            let evaluations = scored.measure(&head, &[settings], shots, engine, &mut watch.quiet());
+            let evaluations = evaluations.map_err(|error| match task.validation {
+                Validation::Set(_) => error.of_validation_set(),
+                Validation::Holdout(_) | Validation::None => error,
+            })?;
             evaluations.first().map(|evaluation| FitReport {
                 report: evaluation.report(),
                 feature_set_digest: set.digest().to_hex(),
@@ -289,8 +297,7 @@ fn split<'a>(task: &FitTask<'a>) -> Result<(Samples<'a>, Option<Samples<'a>>), F
     match task.validation {
         Validation::None => Ok((Samples::all(features), None)),
         Validation::Set(set) => {
-            let mismatch =
-                |unit, found, expected| FitError::Mismatch { what: "the validation set", unit, found, expected };
+            let mismatch = |unit, found, expected| FitError::Mismatch { what: VALIDATION_SET, unit, found, expected };
             if set.feature_dim() != features.feature_dim() {
                 return Err(mismatch("features", set.feature_dim(), features.feature_dim()));
             }
@@ -364,17 +371,40 @@ fn prior_of(sampling: Sampling) -> TrainPrior {
     }
 }
 
-/// Everything that the head depends on, in words; `num_rows` is how many rows were fitted.
-fn provenance(task: &FitTask<'_>, num_rows: usize, epoch: Option<usize>) -> BTreeMap<String, String> {
+/// Whether the base was fitted on the samples of `set` that are validated on.
+fn has_met(task: &FitTask<'_>, set: &FeatureSet) -> bool {
+    let Some(base) = task.base.filter(|_| task.recipe.needs_base()) else { return false };
+    let is = |key: &str, value: String| base.provenance().get(key) == Some(&value);
+    let digest = set.digest().to_hex();
+    // Of the same set, share and seed the same rows are held out.
+    let held_out_too = match task.validation {
+        Validation::Holdout(share) => is("holdout", share.to_string()) && is("seed", task.recipe.seed().to_string()),
+        Validation::Set(_) | Validation::None => false,
+    };
+    let mut fitted = base.sets_met().filter(|(key, met)| key.ends_with("feature_set_digest") && *met == digest);
+    fitted.any(|(key, _)| !(held_out_too && key == "feature_set_digest"))
+}
+
+/// Everything that the head depends on, in words; `num_rows` is how many rows were fitted, `chosen_on` where something was
+/// chosen.
+fn provenance(
+    task: &FitTask<'_>,
+    num_rows: usize,
+    epoch: Option<usize>,
+    chosen_on: Option<&FeatureSet>,
+) -> BTreeMap<String, String> {
     let mut words = task.recipe.words(num_rows);
     words.insert("feature_set_digest".to_owned(), task.features.digest().to_hex());
-    match task.validation {
-        Validation::None => {}
-        Validation::Set(set) => _ = words.insert("validation_set_digest".to_owned(), set.digest().to_hex()),
-        Validation::Holdout(share) => _ = words.insert("holdout".to_owned(), share.to_string()),
+    if let Some(set) = chosen_on {
+        words.insert("validation_set_digest".to_owned(), set.digest().to_hex());
+    }
+    if let Validation::Holdout(share) = task.validation {
+        words.insert("holdout".to_owned(), share.to_string());
     }
     if let Some(base) = task.base.filter(|_| task.recipe.needs_base()) {
         words.insert("base_weights_digest".to_owned(), base.weights().digest().to_hex());
+        // What they have met is no test of this head either.
+        words.extend(base.sets_met().map(|(key, digest)| (format!("base_{key}"), digest.to_owned())));
     }
     if let Some(epoch) = epoch {
         words.insert("epoch".to_owned(), epoch.to_string());

@@ -222,7 +222,7 @@ impl Head {
         derived.train_prior = TrainPrior::default_of(kind);
         derived.initial_settings = initial;
         // How the weights were fitted says nothing of this head; the samples that they have met are still no test of it.
-        derived.provenance.retain(|key, _| key.ends_with("_set_digest"));
+        derived.provenance = self.sets_met().map(|(key, digest)| (key.to_owned(), digest.to_owned())).collect();
         Ok(derived)
     }
 
@@ -350,6 +350,16 @@ impl Head {
     /// The settings that a new version starts from.
     pub fn initial_settings(&self) -> &Settings {
         &self.initial_settings
+    }
+
+    /// The feature sets that it or its bases were fitted on (`...feature_set_digest`) or chosen on (`...validation_set_digest`),
+    /// by their digests; keys of a base begin with `base_`.
+    pub fn sets_met(&self) -> impl Iterator<Item = (&str, &str)> {
+        // Tau-normalisation fits nothing on its set.
+        let fits = self.provenance.get("method").is_none_or(|method| method != HeadKind::TauNorm.as_str());
+        let is_met = move |key: &str| key.ends_with("_set_digest") && (fits || key != "feature_set_digest");
+        let words = self.provenance.iter().map(|(key, digest)| (key.as_str(), digest.as_str()));
+        words.filter(move |(key, _)| is_met(key))
     }
 
     /// Where it came from: method, parameters, seed, digest of the features.

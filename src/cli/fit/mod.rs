@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     dataset::FeatureSet,
-    fit::{FitReport, FitTask, Fitted, Recipe, Validation, Watch, fit},
+    fit::{FitError, FitReport, FitTask, Fitted, Recipe, VALIDATION_SET, Validation, Watch, fit},
     heads::{Head, HeadKind, Settings},
     onnx::FitEngine,
 };
@@ -183,8 +183,11 @@ pub(super) fn run(options: &FitOptions) -> anyhow::Result<()> {
         }
         ControlFlow::Continue(())
     };
-    let fitted =
-        fit(&task, &mut engine, &mut Watch::new(&mut on_progress)).with_context(|| shown(&options.features))?;
+    let fitted = fit(&task, &mut engine, &mut Watch::new(&mut on_progress)).map_err(|error| {
+        let of_validation = matches!(error, FitError::LogitsNotFinite { set: VALIDATION_SET, .. });
+        let file = options.validation.as_ref().filter(|_| of_validation).unwrap_or(&options.features);
+        anyhow::Error::from(error).context(shown(file))
+    })?;
     drop(progress);
     let fit = start.elapsed().as_secs_f64();
 

@@ -26,10 +26,9 @@ static SHOTS: LazyLock<Vec<Shot>> = LazyLock::new(|| TRAIN_COUNTS.iter().copied(
 const THREE_TENTHS_OF_A_POINT: f64 = 0.003;
 
 fn report(head: &Head, set: &FeatureSet, engine: &mut dyn Engine) -> Report {
-    let scoring = head.scoring(head.initial_settings());
+    let settings = *head.initial_settings();
     let mut nobody = |_| ControlFlow::Continue(());
-    let evaluations =
-        measure(&Samples::all(set), head.weights(), &[&scoring], &SHOTS, engine, &mut Watch::new(&mut nobody));
+    let evaluations = measure(&Samples::all(set), head, &[settings], &SHOTS, engine, &mut Watch::new(&mut nobody));
     evaluations.unwrap()[0].report()
 }
 
