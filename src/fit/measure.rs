@@ -107,7 +107,7 @@ impl<'a, 't> Scored<'a, 't> {
         let tried: Vec<(&Settings, &Scoring)> = settings.iter().zip(&scorings).collect();
         let mut evaluations = vec![Evaluation::new(shots); settings.len()];
         let (samples, n_classes) = (self.samples, self.weights.num_classes());
-        let at_once = (COUNTS_OF_A_THREAD / n_classes).max(1);
+        let (at_once, n_threads) = ((COUNTS_OF_A_THREAD / n_classes).max(1), engine.threads());
         self.each(engine, watch, |scores, labels, first_of_piece| {
             let of_part = |tried: &[(&Settings, &Scoring)], first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
                 let (mut logits, mut parts) = (Vec::new(), vec![Evaluation::new(shots); tried.len()]);
@@ -131,7 +131,7 @@ impl<'a, 't> Scored<'a, 't> {
             };
             let firsts: Vec<usize> = (0..labels.len()).step_by(ROWS_OF_A_THREAD).collect();
             for (tried, evaluations) in tried.chunks(at_once).zip(evaluations.chunks_mut(at_once)) {
-                for parts in in_parallel(&firsts, |&first| of_part(tried, first)) {
+                for parts in in_parallel(n_threads, &firsts, |&first| of_part(tried, first)) {
                     for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
                         evaluation.merge(&part);
                     }
@@ -151,12 +151,13 @@ impl<'a, 't> Scored<'a, 't> {
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Vec<u64>>, FitError> {
         let n_classes = self.weights.num_classes();
+        let n_threads = engine.threads();
         let mut correct = vec![vec![0; n_classes]; scorings.len()];
         self.each(engine, watch, |scores, labels, _| {
             // Under every setting before the next rows: these stay in the nearest caches.
             let blocks: Vec<_> =
                 scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).zip(labels.chunks(ROWS_OF_A_BLOCK)).collect();
-            let is_best = in_parallel(&blocks, |(block, labels)| {
+            let is_best = in_parallel(n_threads, &blocks, |(block, labels)| {
                 let of_setting = |scoring: &&Scoring| {
                     let rows = block.chunks_exact(n_classes).zip(*labels);
                     rows.map(|(raw, &label)| scoring.is_best(raw, label as usize)).collect()
@@ -176,20 +177,24 @@ impl<'a, 't> Scored<'a, 't> {
     }
 }
 
-/// `work` on every item, on all cores; the results are in the order of the items.
-pub(super) fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
+/// `work` on every item, on at most so many threads; the results are in the order of the items.
+pub(super) fn in_parallel<I: Sync, O: Send>(n_threads: usize, items: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
     let mut results: Vec<Option<O>> = items.iter().map(|_| None).collect();
-    each_in_parallel(items.iter().zip(&mut results), |(item, result)| *result = Some(work(item)));
+    each_in_parallel(n_threads, items.iter().zip(&mut results), |(item, result)| *result = Some(work(item)));
     results.into_iter().flatten().collect()
 }
 
-/// `work` on every item, on all cores.
-pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> + Send, work: impl Fn(I) + Sync) {
+/// `work` on every item, on at most so many threads.
+pub(super) fn each_in_parallel<I: Send>(
+    n_threads: usize,
+    items: impl ExactSizeIterator<Item = I> + Send,
+    work: impl Fn(I) + Sync,
+) {
     let work = |item| {
         work(item);
         give_way();
     };
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let n_threads = n_threads.min(items.len());
     if n_threads <= 1 {
         return items.for_each(work);
     }
@@ -207,4 +212,20 @@ pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> 
         }
         run();
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_more_threads_than_allowed_work() {
+        for (n_threads, n_items) in [(1, 50), (3, 50), (8, 2), (0, 1)] {
+            let ids = in_parallel(n_threads, &vec![(); n_items], |()| std::thread::current().id());
+            let others = ids.iter().filter(|id| **id != std::thread::current().id()).collect::<HashSet<_>>();
+            assert!(ids.len() == n_items && others.len() < n_threads.max(1), "{n_threads} threads, {n_items} items");
+        }
+    }
 }

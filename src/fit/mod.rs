@@ -255,7 +255,7 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
             warnings.extend(statistics.iter().flat_map(NormStatistics::warnings).map(|warning| warning.to_string()));
             parameters
         }
-        Recipe::Ncm(options) => ncm::fit(options, &samples, watch)?,
+        Recipe::Ncm(options) => ncm::fit(options, &samples, engine.threads(), watch)?,
     };
 
     let validated_on = match task.validation {

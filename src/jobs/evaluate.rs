@@ -18,7 +18,7 @@ use crate::{
     registry::{HeadId, Model, PublishedHead, RegistryError},
 };
 
-/// Evaluations that run at once. Each uses all cores.
+/// Evaluations that run at once. Each takes as many threads as a fit.
 const MAX_EVALUATIONS: usize = 2;
 
 /// What a published head gets right on a feature set, under its present settings.

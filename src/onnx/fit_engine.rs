@@ -172,6 +172,10 @@ impl Engine for FitEngine {
         Ok(())
     }
 
+    fn threads(&self) -> usize {
+        self.options.threads
+    }
+
     fn host_threads(&self) -> Option<usize> {
         (self.provider == Provider::Cpu).then_some(self.options.threads)
     }
@@ -192,7 +196,7 @@ impl Engine for FitEngine {
         }
         // No product is in it, and a graph would read and write the scores at each of its nodes.
         let loss;
-        (loss, self.of_scale) = scale_gradient(batch, scale);
+        (loss, self.of_scale) = scale_gradient(batch, scale, self.options.threads);
         Ok(Gradient { loss, parts: vec![&self.of_scale] })
     }
 
