@@ -88,12 +88,6 @@ impl FitEngine {
         Ok(engine)
     }
 
-    /// The execution provider really in use.
-    #[must_use]
-    pub fn provider(&self) -> Provider {
-        self.provider
-    }
-
     /// One batch through the graph.
     fn step(
         &mut self,
