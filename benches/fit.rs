@@ -98,7 +98,7 @@ fn main() {
             features: &train,
             validation,
             base: Some(&base),
-            shots: None,
+            train_counts: None,
             cache_bytes: 4 << 30,
         };
         fit(&task, &mut engine, watch).unwrap();

@@ -1,10 +1,19 @@
 //! Reports: how often a head is right, overall and by shot.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 
-use crate::{dataset::Shot, heads::Prediction};
+use crate::{
+    dataset::{FeatureSet, Shot},
+    heads::{Head, Prediction, Settings},
+};
+
+/// Values of tau in one evaluation: there is a report for each, all in memory at once.
+pub const MAX_TAUS: usize = 1000;
+
+/// Macro accuracies that differ by less are equal: the last bits depend on the order of a sum.
+pub const EQUAL: f64 = 1e-12;
 
 /// The number of equal bins of the expected calibration error.
 const ECE_BINS: usize = 15;
@@ -114,6 +123,53 @@ pub struct Confusion {
     pub predicted: usize,
     /// So often.
     pub n: u64,
+}
+
+/// What an evaluation of a head on a feature set answers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvaluationAnswer {
+    /// The settings that the report is of.
+    pub settings: Settings,
+    /// Of these settings.
+    #[serde(flatten)]
+    pub report: Report,
+    /// Of each tau that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub curve: Option<Vec<TauPoint>>,
+    /// Why the report may be better than the head.
+    pub warnings: Vec<String>,
+}
+
+/// A tau, and the report under it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TauPoint {
+    /// The exponent.
+    pub tau: f64,
+    /// The report.
+    pub report: Report,
+}
+
+/// The place of the best macro accuracy; of equal ones the first.
+pub fn best_macro<'a>(accuracies: impl IntoIterator<Item = &'a Accuracies>) -> usize {
+    let (mut best, mut of_best) = (0, None);
+    for (index, accuracies) in accuracies.into_iter().enumerate() {
+        if accuracies.macro_ > of_best.map(|of_best: f64| of_best + EQUAL) {
+            (best, of_best) = (index, accuracies.macro_);
+        }
+    }
+    best
+}
+
+/// Where the making of `head`, which is called `name`, has met this very set.
+pub fn warnings(head: &Head, name: &str, set: &FeatureSet) -> Vec<String> {
+    let digest = set.digest().to_hex();
+    let met = head.sets_met().filter(|(_, met)| *met == digest);
+    let words = met.map(|(key, _)| {
+        let of_base = if key.starts_with("base_") { "the base of " } else { "" };
+        let how = if key.ends_with("validation_set_digest") { "chosen" } else { "fitted" };
+        format!("{of_base}{name} was {how} on this very set: on samples that it has never met it gets less right")
+    });
+    words.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Samples, correct ones, and the sum of probabilities, of each bin.

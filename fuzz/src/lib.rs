@@ -3,7 +3,11 @@
 //! Each function takes any bytes, must not panic, and checks what it accepts. `cargo fuzz` drives them with bytes that reach
 //! further and further; the tests of the server replay the corpus and some mutations of it.
 
-use std::{io::Cursor, path::Path, sync::OnceLock};
+use std::{
+    io::{Cursor, Write},
+    path::Path,
+    sync::OnceLock,
+};
 
 use axum::{
     body::Body,
@@ -17,7 +21,7 @@ use equipoise::{
     preprocess::{Crop, Decode, DecodeLimits, ExifOrientation, Interpolation, PreprocessConfig, Preprocessor, Resize},
     server::Server,
 };
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tower::ServiceExt;
 
 /// An image file of any format becomes a tensor of the size that was asked for, every value finite, or an error.
@@ -46,8 +50,14 @@ pub fn image(bytes: &[u8]) {
 
 /// A feature set, npz or safetensors, is whole and finite, or an error that takes no more memory than was allowed.
 pub fn features(bytes: &[u8]) {
-    if let Ok(set) = FeatureSet::read_from(Cursor::new(bytes), None, 1 << 20) {
+    let mut file = NamedTempFile::new().expect("a temporary file");
+    file.write_all(bytes).expect("it is written");
+    // A file is mapped where it can be.
+    let of_file = FeatureSet::read(file.path(), None, 1 << 20);
+    let of_bytes = FeatureSet::read_from(Cursor::new(bytes), None, 1 << 20);
+    for set in [of_file, of_bytes].into_iter().flatten() {
         assert_eq!(set.features().dim(), (set.num_rows(), set.feature_dim()));
+        assert_eq!(set.class_counts().iter().sum::<u64>(), set.num_rows() as u64);
         assert_eq!(set.labels().len(), set.num_rows());
         assert!(set.features().iter().all(|value| value.is_finite()));
         assert!(set.labels().iter().all(|&label| (label as usize) < set.num_classes()));

@@ -48,7 +48,8 @@ pub(super) struct ExtractOptions {
     #[arg(long, env = "EQUIPOISE_NO_LABELS", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     no_labels: bool,
 
-    /// Go on after an image that cannot be read, and say at the end which they were; without it the first one ends it
+    /// Go on after an image that cannot be read, or a link to nothing, and say at the end which they were; without it the
+    /// first one ends it
     #[arg(long, env = "EQUIPOISE_SKIP_UNREADABLE", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new())]
     skip_unreadable: bool,
 
@@ -58,7 +59,7 @@ pub(super) struct ExtractOptions {
 
 pub(super) fn run(options: &ExtractOptions) -> anyhow::Result<()> {
     check_place(&options.output)?;
-    let found = LabelledFiles::find(&options.inputs)?;
+    let found = LabelledFiles::find(&options.inputs, options.skip_unreadable)?;
     let model = options.model.load(found.files.len())?;
     let mut labels = if options.no_labels { Vec::new() } else { found.labels(model.labels())? };
 
@@ -85,6 +86,9 @@ pub(super) fn run(options: &ExtractOptions) -> anyhow::Result<()> {
     )?;
     drop(progress);
 
+    for (path, reason) in &found.unreadable {
+        eprintln!("skipped {}: {reason}", shown(path));
+    }
     for (index, reason) in &skipped {
         eprintln!("skipped {}: {reason}", shown(&found.files[*index]));
     }

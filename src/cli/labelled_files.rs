@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::OsStr,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -25,6 +25,8 @@ pub(super) struct LabelledFiles {
     folders: Vec<PathBuf>,
     /// Files in folders that were left out, because by their names they are no images.
     pub(super) left_out: Vec<PathBuf>,
+    /// What nobody can say of whether it is a folder, as a link to nothing.
+    pub(super) unreadable: Vec<(PathBuf, io::Error)>,
 }
 
 impl LabelledFiles {
@@ -33,13 +35,20 @@ impl LabelledFiles {
     ///
     /// The class of an image below a folder that was named is said by the folder next below that, or by the folder itself
     /// for an image right in it; that of a file that was named by the folder around it.
-    pub(super) fn find(inputs: &[PathBuf]) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// Something cannot be looked at, which may be the folder of a whole class: unless it is named as images are, and so is an
+    /// image that cannot be read, or `skip_unreadable` is set.
+    pub(super) fn find(inputs: &[PathBuf], skip_unreadable: bool) -> anyhow::Result<Self> {
         let mut found = Self::default();
         for input in inputs {
             let metadata = fs::metadata(input).with_context(|| shown(input))?;
             if metadata.is_dir() {
                 let n_before = found.files.len();
                 found.descend(input, input, 0)?;
+                if !skip_unreadable && let Some((path, error)) = found.unreadable.pop() {
+                    return Err(error).with_context(|| shown(&path));
+                }
                 if found.files.len() == n_before {
                     let endings = EXTENSIONS.join(", ");
                     bail!("{}: there is no image in this folder: no file that ends in {endings}", shown(input));
@@ -65,14 +74,16 @@ impl LabelledFiles {
         }
         paths.sort();
         for path in paths {
-            // What cannot be looked at, as a link to nothing, is a file that cannot be read.
-            if path.is_dir() {
-                self.descend(&path, if depth == 0 { &path } else { of_class }, depth + 1)?;
-            } else if is_image(&path) {
-                self.folders.push(of_class.to_owned());
-                self.files.push(path);
-            } else {
-                self.left_out.push(path);
+            match fs::metadata(&path) {
+                Ok(found) if found.is_dir() => {
+                    self.descend(&path, if depth == 0 { &path } else { of_class }, depth + 1)?;
+                }
+                _ if is_image(&path) => {
+                    self.folders.push(of_class.to_owned());
+                    self.files.push(path);
+                }
+                Ok(_) => self.left_out.push(path),
+                Err(error) => self.unreadable.push((path, error)),
             }
         }
         Ok(())
@@ -165,7 +176,7 @@ mod tests {
         let root = folder_of(files);
         let labels = ["cat", "dog", "1", "twin", "twin"].map(str::to_owned);
         let inputs: Vec<PathBuf> = inputs.iter().map(|input| root.path().join(input)).collect();
-        let found = LabelledFiles::find(&inputs).and_then(|found| Ok((found.labels(&labels)?, found)));
+        let found = LabelledFiles::find(&inputs, false).and_then(|found| Ok((found.labels(&labels)?, found)));
         match (found, expected) {
             (Ok((classes, found)), Ok(expected)) => {
                 let names =
@@ -197,19 +208,28 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_link_to_nothing_is_a_file_by_its_name() {
+    fn a_link_to_nothing_is_an_image_by_its_name_or_may_be_the_folder_of_a_class() {
         use std::os::unix::fs::symlink;
-        let root = folder_of(&["dog/a.png"]);
-        for name in ["b.png", "notes.txt", "circle"] {
-            symlink(if name == "circle" { name } else { "nothing" }, root.path().join("dog").join(name))
-                .expect("a link");
-        }
-        let found = LabelledFiles::find(&[root.path().to_owned()]).expect("files");
+        let root = folder_of(&["dog/a.png", "dog/notes.txt"]);
+        let (inputs, link) = ([root.path().to_owned()], |name: &str| root.path().join(name));
+        symlink("nothing", link("dog/b.png")).expect("a link");
         let names = |files: &[PathBuf]| -> Vec<String> {
             files.iter().map(|file| file.file_name().expect("a name").to_string_lossy().into_owned()).collect()
         };
-        assert_eq!(names(&found.files), ["a.png", "b.png"]);
-        assert_eq!(names(&found.left_out), ["circle", "notes.txt"]);
+        let found = LabelledFiles::find(&inputs, false).expect("files");
+        assert_eq!(
+            (names(&found.files), names(&found.left_out)),
+            (vec!["a.png".into(), "b.png".into()], vec!["notes.txt".into()])
+        );
+        for name in ["cat", "dog/circle"] {
+            symlink(if name == "cat" { "nothing" } else { "circle" }, link(name)).expect("a link");
+            let error = LabelledFiles::find(&inputs, false).expect_err("it may be a folder");
+            assert_eq!(error.to_string(), shown(&link(name)));
+            let found = LabelledFiles::find(&inputs, true).expect("files");
+            let [(unreadable, _)] = &found.unreadable[..] else { panic!("{found:?}") };
+            assert_eq!((names(&found.files).len(), names(&found.left_out).len(), unreadable), (2, 1, &link(name)));
+            fs::remove_file(link(name)).expect("removed");
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Reports as tables. Shares are in percent; a group without a sample has none.
 
-use crate::{dataset::Shot, evaluate::Report};
+use crate::{
+    dataset::Shot,
+    evaluate::{Report, TauPoint},
+};
 
 /// The groups that a report tells apart.
 const GROUPS: [Shot; 3] = [Shot::Many, Shot::Medium, Shot::Few];
@@ -47,10 +50,10 @@ pub(super) fn table(report: &Report, shots: &[Shot]) -> String {
 }
 
 /// A line for each tau; `best` is marked.
-pub(super) fn curve(points: &[(f64, Report)], best: usize) -> String {
+pub(super) fn curve(points: &[TauPoint], best: usize) -> String {
     let names = ["tau", "all", "macro", "many", "medium", "few", "top-5", "ECE", ""];
     let mut rows = vec![names.map(str::to_owned).to_vec()];
-    for (index, (tau, report)) in points.iter().enumerate() {
+    for (index, TauPoint { tau, report }) in points.iter().enumerate() {
         let accuracies = &report.accuracies;
         let mut row = vec![tau.to_string()];
         let shares = [accuracies.micro, accuracies.macro_, accuracies.many, accuracies.medium, accuracies.few];
@@ -59,19 +62,6 @@ pub(super) fn curve(points: &[(f64, Report)], best: usize) -> String {
         rows.push(row);
     }
     columns(&rows)
-}
-
-/// The one with the best macro accuracy, of equal ones the first, as a fit chooses.
-pub(super) fn best(points: &[(f64, Report)]) -> usize {
-    let mut best = 0;
-    for (index, (_, report)) in points.iter().enumerate() {
-        // Equal accuracies may differ in the last bit, which depends on the order of the sum.
-        let of_best = points[best].1.accuracies.macro_.map(|share| share + 1e-12);
-        if report.accuracies.macro_ > of_best {
-            best = index;
-        }
-    }
-    best
 }
 
 /// The pairs of classes that were taken for each other most often; nothing if none was.
@@ -135,16 +125,15 @@ samples       3              2       0      1
     }
 
     #[test]
-    fn the_first_of_the_best_is_marked() {
+    fn a_line_is_marked() {
         let shots = [Shot::Many, Shot::Few];
-        let points = [0.0, 0.1].map(|tau| (tau, report(&shots)));
-        assert_eq!(best(&points), 0);
+        let points = [0.0, 0.1].map(|tau| TauPoint { tau, report: report(&shots) });
         let expected = "\
 tau    all  macro    many  medium   few  top-5   ECE
 0    66.67  50.00  100.00       -  0.00  66.67  8.33  best macro
 0.1  66.67  50.00  100.00       -  0.00  66.67  8.33
 ";
         assert_eq!(curve(&points, 0), expected);
-        assert_eq!(confusions(&points[0].1), "class  taken for  times  of\n1              0      1   1\n");
+        assert_eq!(confusions(&points[0].report), "class  taken for  times  of\n1              0      1   1\n");
     }
 }

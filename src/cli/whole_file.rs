@@ -53,13 +53,29 @@ pub(super) fn check_place(path: &Path) -> anyhow::Result<()> {
     if path.file_name().is_none() || path.is_dir() {
         bail!("{}: it is a folder, and a file is to be written", shown(path));
     }
-    let Target::File(file) = Target::of(path).with_context(|| shown(path))? else { return Ok(()) };
+    let file = match Target::of(path).with_context(|| shown(path))? {
+        Target::File(file) => file,
+        // Opened, a pipe would wait for its reader, and end for him when it is closed again.
+        Target::Stream if is_pipe(path) => return Ok(()),
+        Target::Stream => return open_stream(path).map(drop).with_context(|| shown(path)),
+    };
     if !folder_of(&file).is_dir() {
         bail!("{}: there is no folder {}", shown(path), shown(folder_of(&file)));
     }
     // It is gone again at once.
     let made = temporary_beside(&file).map(drop);
     made.with_context(|| format!("{}: no file can be made in {}", shown(path), shown(folder_of(&file))))
+}
+
+#[cfg(unix)]
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_path: &Path) -> bool {
+    true
 }
 
 /// A file in the folder of `path`, removed when dropped. However long the name of that is, its own is short.
@@ -111,9 +127,12 @@ fn stream(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()
     write(&mut file)?;
     let mut file = file.into_inner()?;
     file.rewind()?;
-    // Where it is a file after all, somebody else's, nothing of that is lost.
-    let mut out = File::options().append(true).open(path)?;
-    io::copy(&mut file, &mut out).map(drop)
+    io::copy(&mut file, &mut open_stream(path)?).map(drop)
+}
+
+/// Where it is a file after all, somebody else's, nothing of that is lost.
+fn open_stream(path: &Path) -> io::Result<File> {
+    File::options().append(true).open(path)
 }
 
 /// The folder of `path`.
@@ -213,6 +232,16 @@ mod tests {
         assert!(!fs::symlink_metadata(&pipe).expect("it is there").is_file());
         write_whole(Path::new("/dev/null"), back).expect("written");
         assert!(!fs::symlink_metadata("/dev/null").expect("it is there").is_file());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_stream_that_cannot_be_opened_is_no_place() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        assert!(check_place(&socket).is_err());
+        check_place(Path::new("/dev/null")).expect("a place");
     }
 
     #[test]

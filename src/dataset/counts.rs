@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::json::shortened;
+
 /// How many training samples a class had, in the three groups of the long-tail literature.
 ///
 /// # Reference
@@ -54,7 +56,7 @@ pub enum CountsError {
     /// The first line is not the header.
     #[error("line 1: expected the header `class,count`, found `{found}`")]
     Header {
-        /// The line as it stands.
+        /// The line, without its middle if it is long.
         found: String,
     },
     /// A line is not two non-negative integers.
@@ -62,7 +64,7 @@ pub enum CountsError {
     Row {
         /// Counted from 1.
         line: usize,
-        /// The line as it stands.
+        /// The line, without its middle if it is long.
         found: String,
     },
     /// A class stands twice, is missing, or is beyond the number of classes.
@@ -91,11 +93,11 @@ pub fn parse_train_counts(text: &str, num_classes: usize) -> Result<Vec<u64>, Co
     let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     let header = lines.next().map_or("", |(_, line)| line.trim_start_matches('\u{feff}'));
     if header != "class,count" {
-        return Err(CountsError::Header { found: header.to_owned() });
+        return Err(CountsError::Header { found: shortened(header) });
     }
     let mut counts = vec![None; num_classes];
     for (line, row) in lines.filter(|(_, row)| !row.is_empty()) {
-        let malformed = || CountsError::Row { line, found: row.to_owned() };
+        let malformed = || CountsError::Row { line, found: shortened(row) };
         let (class, count) = row.split_once(',').ok_or_else(malformed)?;
         let class: usize = class.trim().parse().map_err(|_| malformed())?;
         let count: u64 = count.trim().parse().map_err(|_| malformed())?;
@@ -132,6 +134,10 @@ mod tests {
             "class,count\n0,-1\n",
             Err("line 2: expected `class,count` with two non-negative integers, found `0,-1`"),
         );
+        let long = format!("class,count\n{}\n", "x".repeat(1 << 20));
+        for text in [&long, &long[12..]] {
+            assert!(parse_train_counts(text, 2).unwrap_err().to_string().len() < 1000);
+        }
         check("class,count\n2,1\n", Err("line 2: class 2 is beyond the number of classes"));
         check("class,count\n0,1\n0,1\n", Err("line 3: class 0 is there twice"));
         check("class,count\n0,1\n", Err("class 1 has no line"));

@@ -153,14 +153,14 @@ impl Checked {
         sink: &mut impl Sink,
     ) -> Result<(), FeatureSetError> {
         let shape = self.shape()?;
-        let num_classes = num_classes.unwrap_or(MAX_CLASSES);
+        let limit = num_classes.unwrap_or(MAX_CLASSES);
         let mut n_read = 0;
         let mut labels = Vec::with_capacity(BLOCK_BYTES / self.element.size);
         self.read_blocks(source, shape.rows, |block| {
             labels.clear();
             for bytes in block.chunks_exact(self.element.size) {
                 let label = integer(bytes, self.element);
-                let in_range = usize::try_from(label).is_ok_and(|label| label < num_classes);
+                let in_range = usize::try_from(label).is_ok_and(|label| label < limit);
                 match u32::try_from(label) {
                     Ok(label) if in_range => labels.push(label),
                     _ => {

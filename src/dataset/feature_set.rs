@@ -150,8 +150,10 @@ impl FeatureSet {
             .ok_or_else(|| not_mappable("its features do not begin at a multiple of four bytes"))?;
 
         let of_ours = metadata.get("format").is_some_and(|format| format == converted::FORMAT);
-        let own_classes = metadata.get("classes").filter(|_| of_ours).and_then(|classes| classes.parse().ok());
-        let num_classes = num_classes.or(own_classes);
+        let num_classes = match metadata.get("classes").filter(|_| of_ours && num_classes.is_none()) {
+            Some(classes) => Some(own_classes(classes)?),
+            None => num_classes,
+        };
         let labels = if map_labels {
             Values::mapped(&map, labels.start, shape.rows as u64)
                 .ok_or_else(|| not_mappable("its labels do not begin at a multiple of four bytes"))?
@@ -252,7 +254,7 @@ impl FeatureSet {
             let is_out_of_range = |label: u32| usize::try_from(label).map_or(true, |label| label >= limit);
             if let Some(at) = block.iter().position(|&label| is_out_of_range(label)) {
                 let row = index * BLOCK_VALUES + at;
-                return Err(FeatureSetError::LabelOutOfRange { row, label: block[at].into(), num_classes: limit });
+                return Err(FeatureSetError::LabelOutOfRange { row, label: block[at].into(), num_classes });
             }
             max_label = max_label.max(block.iter().copied().max().unwrap_or(0));
             bytes.clear();
@@ -312,6 +314,12 @@ impl FeatureSet {
     pub fn digest(&self) -> Digest {
         self.digest
     }
+}
+
+/// How many classes a converted file says it has: memory is taken for each of them.
+fn own_classes(found: &str) -> Result<usize, FeatureSetError> {
+    let classes = found.parse().ok().filter(|classes| (1..=MAX_CLASSES).contains(classes));
+    classes.ok_or_else(|| FeatureSetError::Classes { found: found.chars().take(64).collect(), max: MAX_CLASSES })
 }
 
 /// Checks what can be told from the shapes alone.

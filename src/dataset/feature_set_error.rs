@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::MAX_CLASSES;
+
 /// Why a feature set is refused. Rows, columns and bytes are counted from 0.
 #[derive(Debug, thiserror::Error)]
 pub enum FeatureSetError {
@@ -145,14 +147,22 @@ pub enum FeatureSetError {
         column: usize,
     },
     /// A label that is no class.
-    #[error("the label of row {row} is {label}, and there are {num_classes} classes")]
+    #[error("the label of row {row} is {label}, and {allowed}", allowed = allowed(*num_classes))]
     LabelOutOfRange {
         /// The row.
         row: usize,
         /// Its label.
         label: i128,
-        /// C.
-        num_classes: usize,
+        /// C; `None` if the labels are to make it.
+        num_classes: Option<usize>,
+    },
+    /// A number of classes that cannot be.
+    #[error("its metadata say that it has `{found}` classes, which must be from 1 to {max}")]
+    Classes {
+        /// What stands there.
+        found: String,
+        /// The most.
+        max: usize,
     },
     /// The content is not what it was when its digest was taken.
     #[error("its content has the SHA-256 {found}, and its metadata say {expected}")]
@@ -168,4 +178,12 @@ pub enum FeatureSetError {
         /// Why.
         reason: &'static str,
     },
+}
+
+/// What a label may be.
+fn allowed(num_classes: Option<usize>) -> String {
+    match num_classes {
+        Some(num_classes) => format!("there are {num_classes} classes"),
+        None => format!("a label is from 0 to {}", MAX_CLASSES - 1),
+    }
 }

@@ -95,6 +95,11 @@ pub trait Engine: Send {
         Ok(())
     }
 
+    /// The threads that a fit may have on the host for what the engine does not do.
+    fn threads(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
     /// The threads it computes on, if that is on the host: what a fit can do there by itself, and faster, it then does.
     fn host_threads(&self) -> Option<usize> {
         None

@@ -1,7 +1,10 @@
 //! Why there is no head.
 
 use super::EngineError;
-use crate::heads::HeadKind;
+use crate::heads::{HeadKind, LARGEST_WEIGHT_BYTES, Settings};
+
+/// What a [`FitError`] calls the validation set where it names a set.
+pub const VALIDATION_SET: &str = "the validation set";
 
 /// Why there is no head.
 #[derive(Debug, thiserror::Error)]
@@ -30,11 +33,15 @@ pub enum FitError {
         /// Its largest component.
         gradient: f64,
     },
-    /// A logit is no finite number.
-    #[error("the logits of row {row} are not finite")]
+    /// A logit is no finite float32.
+    #[error("the logits of row {row} of {set} are not finite{}", at(settings.as_ref()))]
     LogitsNotFinite {
-        /// Of the samples, from 0.
-        row: usize,
+        /// The feature set or the validation set.
+        set: &'static str,
+        /// Of the set, from 0.
+        row: u32,
+        /// Under which this is so, if the scores before them are finite.
+        settings: Option<Settings>,
     },
     /// LWS or tau-norm without a base.
     #[error("method {method} needs a base head")]
@@ -51,7 +58,7 @@ pub enum FitError {
     /// Two things that do not belong together.
     #[error("{what} has {found} {unit}, and the feature set has {expected}")]
     Mismatch {
-        /// The base or the validation set.
+        /// The base, the validation set or the training counts.
         what: &'static str,
         /// Classes or features.
         unit: &'static str,
@@ -59,6 +66,18 @@ pub enum FitError {
         found: usize,
         /// How many it should.
         expected: usize,
+    },
+    /// A weight matrix that no engine runs.
+    #[error(
+        "a head for {num_classes} classes of {feature_dim} features would have {bytes} bytes of weights, and the limit is \
+         {LARGEST_WEIGHT_BYTES}: the largest label makes the number of classes where nothing else says it",
+        bytes = *num_classes as u128 * *feature_dim as u128 * 4
+    )]
+    TooLarge {
+        /// C.
+        num_classes: usize,
+        /// D.
+        feature_dim: usize,
     },
     /// Several settings and nothing to choose on.
     #[error(
@@ -89,4 +108,23 @@ pub enum FitError {
         /// What the reader of head files says.
         reason: String,
     },
+}
+
+impl FitError {
+    /// The same, with the row in the validation set.
+    pub(crate) fn of_validation_set(self) -> Self {
+        match self {
+            Self::LogitsNotFinite { row, settings, .. } => Self::LogitsNotFinite { set: VALIDATION_SET, row, settings },
+            other => other,
+        }
+    }
+}
+
+/// The settings that make a logit larger than its scores.
+fn at(settings: Option<&Settings>) -> String {
+    let Some(settings) = settings else { return String::new() };
+    let tau = settings.tau.map(|tau| format!("tau {tau}"));
+    let temperature = (settings.temperature != 1.0).then(|| format!("temperature {}", settings.temperature));
+    let words: Vec<String> = tau.into_iter().chain(temperature).collect();
+    if words.is_empty() { String::new() } else { format!(" at {}", words.join(", ")) }
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     dataset::Shot,
     evaluate::Evaluation,
-    heads::{RawRow, Scores, Scoring, Weights},
+    heads::{Head, RawRow, Scores, Scoring, Settings, Weights},
 };
 
 /// Rows that one thread looks at before the next piece; fixed, so that the sums do not depend on the number of threads.
@@ -20,19 +20,22 @@ const ROWS_OF_A_THREAD: usize = 128;
 /// Rows whose scores are looked at under all settings before the next.
 const ROWS_OF_A_BLOCK: usize = 8;
 
-/// Evaluates each of `scorings` on `samples`; they all are of heads with these `weights`. `shots` has the shot of each class.
+/// Counts for classes under all settings that a thread keeps at once: with those of all threads, some tens of megabytes.
+const COUNTS_OF_A_THREAD: usize = 1 << 17;
+
+/// Evaluates a head under each of `settings` on `samples`. `shots` has the shot of each class.
 ///
 /// # Errors
 /// [`FitError::LogitsNotFinite`] names the row; those of the engine; [`FitError::Cancelled`].
 pub fn measure<'s>(
     samples: &Samples<'_>,
-    weights: &Weights,
-    scorings: &[&Scoring],
+    head: &Head,
+    settings: &[Settings],
     shots: &'s [Shot],
     engine: &mut dyn Engine,
     watch: &mut Watch<'_>,
 ) -> Result<Vec<Evaluation<'s>>, FitError> {
-    Scored::new(samples, weights, 0).measure(scorings, shots, engine, watch)
+    Scored::new(samples, head.weights(), 0).measure(head, settings, shots, engine, watch)
 }
 
 /// Samples and the raw scores that one weight matrix gives them, computed piece by piece; kept for a second pass if they
@@ -94,34 +97,44 @@ impl<'a, 't> Scored<'a, 't> {
     /// [`measure`] with these scores.
     pub(super) fn measure<'s>(
         &mut self,
-        scorings: &[&Scoring],
+        head: &Head,
+        settings: &[Settings],
         shots: &'s [Shot],
         engine: &mut dyn Engine,
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Evaluation<'s>>, FitError> {
-        let empty = || scorings.iter().map(|_| Evaluation::new(shots)).collect::<Vec<_>>();
-        let mut evaluations = empty();
-        let n_classes = self.weights.num_classes();
+        let scorings: Vec<Scoring> = settings.iter().map(|settings| head.scoring(settings)).collect();
+        let tried: Vec<(&Settings, &Scoring)> = settings.iter().zip(&scorings).collect();
+        let mut evaluations = vec![Evaluation::new(shots); settings.len()];
+        let (samples, n_classes) = (self.samples, self.weights.num_classes());
+        let (at_once, n_threads) = ((COUNTS_OF_A_THREAD / n_classes).max(1), engine.threads());
         self.each(engine, watch, |scores, labels, first_of_piece| {
-            let of_part = |first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
-                let (mut logits, mut parts) = (Vec::new(), empty());
+            let of_part = |tried: &[(&Settings, &Scoring)], first: usize| -> Result<Vec<Evaluation<'s>>, FitError> {
+                let (mut logits, mut parts) = (Vec::new(), vec![Evaluation::new(shots); tried.len()]);
                 for (row, &label) in labels.iter().enumerate().skip(first).take(ROWS_OF_A_THREAD) {
                     let squared_norm =
                         scores.squared_norms.as_ref().and_then(|norms| norms.get(row)).copied().unwrap_or(0.0);
                     let raw = &scores.raw[row * n_classes..(row + 1) * n_classes];
-                    for (scoring, part) in scorings.iter().zip(&mut parts) {
-                        let best = scoring
-                            .predict(Scores { raw, squared_norm }, 5, &mut logits)
-                            .ok_or(FitError::LogitsNotFinite { row: first_of_piece + row })?;
+                    for ((settings, scoring), part) in tried.iter().zip(&mut parts) {
+                        let best = scoring.predict(Scores { raw, squared_norm }, 5, &mut logits).ok_or_else(|| {
+                            let is_of_settings = raw.iter().chain([&squared_norm]).all(|score| score.is_finite());
+                            FitError::LogitsNotFinite {
+                                set: "the feature set",
+                                row: samples.row((first_of_piece + row) as u32),
+                                settings: is_of_settings.then_some(**settings),
+                            }
+                        })?;
                         part.add(label as usize, &best);
                     }
                 }
                 Ok(parts)
             };
             let firsts: Vec<usize> = (0..labels.len()).step_by(ROWS_OF_A_THREAD).collect();
-            for parts in in_parallel(&firsts, |&first| of_part(first)) {
-                for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
-                    evaluation.merge(&part);
+            for (tried, evaluations) in tried.chunks(at_once).zip(evaluations.chunks_mut(at_once)) {
+                for parts in in_parallel(n_threads, &firsts, |&first| of_part(tried, first)) {
+                    for (evaluation, part) in evaluations.iter_mut().zip(parts?) {
+                        evaluation.merge(&part);
+                    }
                 }
             }
             Ok(())
@@ -138,12 +151,13 @@ impl<'a, 't> Scored<'a, 't> {
         watch: &mut Watch<'_>,
     ) -> Result<Vec<Vec<u64>>, FitError> {
         let n_classes = self.weights.num_classes();
+        let n_threads = engine.threads();
         let mut correct = vec![vec![0; n_classes]; scorings.len()];
         self.each(engine, watch, |scores, labels, _| {
             // Under every setting before the next rows: these stay in the nearest caches.
             let blocks: Vec<_> =
                 scores.raw.chunks(n_classes * ROWS_OF_A_BLOCK).zip(labels.chunks(ROWS_OF_A_BLOCK)).collect();
-            let is_best = in_parallel(&blocks, |(block, labels)| {
+            let is_best = in_parallel(n_threads, &blocks, |(block, labels)| {
                 let rows: Vec<RawRow> = block.chunks_exact(n_classes).map(RawRow::new).collect();
                 let of_setting = |scoring: &&Scoring| {
                     rows.iter().zip(*labels).map(|(raw, &label)| scoring.is_best(raw, label as usize)).collect()
@@ -163,20 +177,24 @@ impl<'a, 't> Scored<'a, 't> {
     }
 }
 
-/// `work` on every item, on all cores; the results are in the order of the items.
-pub(super) fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
+/// `work` on every item, on at most so many threads; the results are in the order of the items.
+pub(super) fn in_parallel<I: Sync, O: Send>(n_threads: usize, items: &[I], work: impl Fn(&I) -> O + Sync) -> Vec<O> {
     let mut results: Vec<Option<O>> = items.iter().map(|_| None).collect();
-    each_in_parallel(items.iter().zip(&mut results), |(item, result)| *result = Some(work(item)));
+    each_in_parallel(n_threads, items.iter().zip(&mut results), |(item, result)| *result = Some(work(item)));
     results.into_iter().flatten().collect()
 }
 
-/// `work` on every item, on all cores.
-pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> + Send, work: impl Fn(I) + Sync) {
+/// `work` on every item, on at most so many threads.
+pub(super) fn each_in_parallel<I: Send>(
+    n_threads: usize,
+    items: impl ExactSizeIterator<Item = I> + Send,
+    work: impl Fn(I) + Sync,
+) {
     let work = |item| {
         work(item);
         give_way();
     };
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let n_threads = n_threads.min(items.len());
     if n_threads <= 1 {
         return items.for_each(work);
     }
@@ -194,4 +212,20 @@ pub(super) fn each_in_parallel<I: Send>(items: impl ExactSizeIterator<Item = I> 
         }
         run();
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_more_threads_than_allowed_work() {
+        for (n_threads, n_items) in [(1, 50), (3, 50), (8, 2), (0, 1)] {
+            let ids = in_parallel(n_threads, &vec![(); n_items], |()| std::thread::current().id());
+            let others = ids.iter().filter(|id| **id != std::thread::current().id()).collect::<HashSet<_>>();
+            assert!(ids.len() == n_items && others.len() < n_threads.max(1), "{n_threads} threads, {n_items} items");
+        }
+    }
 }

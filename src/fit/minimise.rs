@@ -115,7 +115,7 @@ impl Steps {
         match together {
             Some(steps) => Self::Together(steps),
             None => {
-                let sgd = Sgd::new(start.len(), recipe.momentum, recipe.weight_decay);
+                let sgd = Sgd::new(start.len(), recipe.momentum, recipe.weight_decay, engine.threads());
                 Self::Apart { sgd, parameters: start }
             }
         }

@@ -36,7 +36,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use serde::Serialize;
 
 pub use engine::{Batch, Engine, EngineError, Gradient, PlainEngine, RawScores, Rows};
-pub use error::FitError;
+pub use error::{FitError, VALIDATION_SET};
 pub use measure::measure;
 pub use recipe::{LwsInit, NcmOptions, Recipe, RecipeError, Softmax, Solver, TauGrid};
 pub use sampler::{Random, Sampler, Sampling, class_probabilities, stratified_holdout};
@@ -51,7 +51,7 @@ use measure::Scored;
 use crate::{
     dataset::{FeatureSet, Shot},
     evaluate::{Accuracies, Report},
-    heads::{Head, HeadFile, HeadKind, NormStatistics, Parameters, Settings, TrainPrior},
+    heads::{Head, HeadFile, HeadKind, LARGEST_WEIGHT_BYTES, NormStatistics, Parameters, Settings, TrainPrior},
 };
 
 /// What a head is fitted from.
@@ -65,9 +65,9 @@ pub struct FitTask<'a> {
     pub validation: Validation<'a>,
     /// The head that LWS and tau-norm start from.
     pub base: Option<&'a Head>,
-    /// The shot of each class, if the training counts of the network are known; else those of the samples that are fitted, for
-    /// tau-norm of all.
-    pub shots: Option<&'a [Shot]>,
+    /// How many samples of each class the network was trained on, if that is known: they make the shots. Else it is the
+    /// samples that are fitted, and for tau-norm, which fits none, what its base says.
+    pub train_counts: Option<&'a [u64]>,
     /// What may be held beside the features, in bytes: LWS keeps its scores if they fit.
     pub cache_bytes: u64,
 }
@@ -176,20 +176,33 @@ pub struct FitReport {
 pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -> Result<Fitted, FitError> {
     let FitTask { recipe, features, .. } = task;
     let method = recipe.method();
+    let (num_classes, feature_dim) = (features.num_classes(), features.feature_dim());
+    if let Some(counts) = task.train_counts.filter(|counts| counts.len() != num_classes) {
+        let (what, found) = ("the table of training counts", counts.len());
+        return Err(FitError::Mismatch { what, unit: "classes", found, expected: num_classes });
+    }
+    if num_classes.saturating_mul(feature_dim) > LARGEST_WEIGHT_BYTES / 4 {
+        return Err(FitError::TooLarge { num_classes, feature_dim });
+    }
     let (samples, validation) = split(task)?;
     let base = check_base(task)?;
     if recipe.needs_validation() && validation.is_none() {
         return Err(FitError::NoValidation { method });
     }
-    // Tau-norm fits nothing on what is kept: all rows count.
-    let counts = if method == HeadKind::TauNorm { features.class_counts() } else { samples.class_counts() };
-    let of_counts: Vec<Shot> = counts.iter().map(|&count| Shot::of(count)).collect();
-    let shots = task.shots.unwrap_or(&of_counts);
-
     let mut warnings = Vec::new();
-    if let Some(missing) = absent(&counts).filter(|_| method != HeadKind::TauNorm) {
-        warnings.push(missing);
-    }
+    // Tau-norm fits nothing: its weights were fitted on other samples than these, or nobody knows on which.
+    let train_counts: Option<Vec<u64>> = if method == HeadKind::TauNorm {
+        base.and_then(Head::train_counts).or(task.train_counts).map(<[u64]>::to_vec)
+    } else {
+        let counts = samples.class_counts();
+        warnings.extend(absent(&counts));
+        Some(counts)
+    };
+    let shots: Vec<Shot> = match task.train_counts.or(train_counts.as_deref()) {
+        Some(counts) => counts.iter().map(|&count| Shot::of(count)).collect(),
+        None => vec![Shot::Unknown; num_classes],
+    };
+    let shots = shots.as_slice();
     if features.num_zero_rows() > 0 {
         warnings.push(format!("{} rows are zero throughout: they say nothing", features.num_zero_rows()));
     }
@@ -197,16 +210,16 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
     let (mut curve, mut epoch, mut chosen) = (None, None, Vec::new());
     // The scores of the validation samples under the weights of the head, where choosing has computed them.
     let mut kept = Vec::new();
-    let mut train_counts = Some(counts.clone());
     let mut prior = TrainPrior::default_of(method);
     let mut validate = |engine: &mut dyn Engine, parameters: Parameters, watch: &mut Watch<'_>| {
-        let head = Head::new(method, parameters, Some(counts.clone()));
+        let head = Head::new(method, parameters, train_counts.clone());
         validation.as_ref().map_or(Ok(0.0), |samples| macro_accuracy(samples, &head, shots, engine, watch))
     };
     let parameters = match recipe {
         Recipe::Linear(_, softmax) | Recipe::Lws(softmax, _) => {
+            // Of one epoch there is none to choose.
             let validate: Option<&mut minimise::Validate<'_>> =
-                if validation.is_some() { Some(&mut validate) } else { None };
+                if validation.is_some() && softmax.epochs > 1 { Some(&mut validate) } else { None };
             let fitted = match (recipe, base) {
                 (Recipe::Lws(_, init), Some(base)) => {
                     softmax::fit_lws(softmax, *init, base, &samples, task.cache_bytes, validate, engine, watch)?
@@ -224,8 +237,6 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
             let not_linear =
                 || FitError::Base { reason: format!("it is of kind {}, which has no row norms", base.kind()) };
             let (weight, bias) = base.linear_layer().ok_or_else(not_linear)?;
-            train_counts =
-                base.train_counts().map(<[u64]>::to_vec).or(train_counts.filter(|_| absent(&counts).is_none()));
             let parameters = Parameters::Linear { weight, bias: Some(bias), scale: None };
             settings.tau = grid.tau.first().copied();
             settings.bias = grid.bias.first().copied();
@@ -244,22 +255,29 @@ pub fn fit(task: &FitTask<'_>, engine: &mut dyn Engine, watch: &mut Watch<'_>) -
             warnings.extend(statistics.iter().flat_map(NormStatistics::warnings).map(|warning| warning.to_string()));
             parameters
         }
-        Recipe::Ncm(options) => ncm::fit(options, &samples, watch)?,
+        Recipe::Ncm(options) => ncm::fit(options, &samples, engine.threads(), watch)?,
     };
 
-    let provenance = provenance(task, samples.len(), epoch);
+    let validated_on = match task.validation {
+        Validation::None => None,
+        Validation::Set(set) => Some(set),
+        Validation::Holdout(_) => Some(task.features),
+    };
+    if validated_on.is_some_and(|set| has_met(task, set)) {
+        warnings
+            .push("the base was fitted on the very samples of the validation: it gets less right on others".to_owned());
+    }
+    let provenance = provenance(task, samples.len(), epoch, validated_on.filter(|_| !chosen.is_empty()));
     let file = head_file(method, &parameters, &settings, prior, train_counts.as_deref(), provenance)?;
     let head = HeadFile::parse_head(&file).map_err(|error| FitError::Invalid { reason: error.to_string() })?;
-    let report = match (&validation, task.validation) {
-        (Some(samples), Validation::Set(set)) => Some((samples, set)),
-        (Some(samples), _) => Some((samples, task.features)),
-        (None, _) => None,
-    };
-    let report = match report {
+    let report = match validation.as_ref().zip(validated_on) {
         Some((samples, set)) => {
-            let scoring = head.scoring(head.initial_settings());
-            let mut scored = Scored::kept(samples, head.weights(), kept);
-            let evaluations = scored.measure(&[&scoring], shots, engine, &mut watch.quiet())?;
+            let (settings, mut scored) = (*head.initial_settings(), Scored::kept(samples, head.weights(), kept));
+            let evaluations = scored.measure(&head, &[settings], shots, engine, &mut watch.quiet());
+            let evaluations = evaluations.map_err(|error| match task.validation {
+                Validation::Set(_) => error.of_validation_set(),
+                Validation::Holdout(_) | Validation::None => error,
+            })?;
             evaluations.first().map(|evaluation| FitReport {
                 report: evaluation.report(),
                 feature_set_digest: set.digest().to_hex(),
@@ -279,8 +297,7 @@ fn split<'a>(task: &FitTask<'a>) -> Result<(Samples<'a>, Option<Samples<'a>>), F
     match task.validation {
         Validation::None => Ok((Samples::all(features), None)),
         Validation::Set(set) => {
-            let mismatch =
-                |unit, found, expected| FitError::Mismatch { what: "the validation set", unit, found, expected };
+            let mismatch = |unit, found, expected| FitError::Mismatch { what: VALIDATION_SET, unit, found, expected };
             if set.feature_dim() != features.feature_dim() {
                 return Err(mismatch("features", set.feature_dim(), features.feature_dim()));
             }
@@ -354,17 +371,40 @@ fn prior_of(sampling: Sampling) -> TrainPrior {
     }
 }
 
-/// Everything that the head depends on, in words; `num_rows` is how many rows were fitted.
-fn provenance(task: &FitTask<'_>, num_rows: usize, epoch: Option<usize>) -> BTreeMap<String, String> {
+/// Whether the base was fitted on the samples of `set` that are validated on.
+fn has_met(task: &FitTask<'_>, set: &FeatureSet) -> bool {
+    let Some(base) = task.base.filter(|_| task.recipe.needs_base()) else { return false };
+    let is = |key: &str, value: String| base.provenance().get(key) == Some(&value);
+    let digest = set.digest().to_hex();
+    // Of the same set, share and seed the same rows are held out.
+    let held_out_too = match task.validation {
+        Validation::Holdout(share) => is("holdout", share.to_string()) && is("seed", task.recipe.seed().to_string()),
+        Validation::Set(_) | Validation::None => false,
+    };
+    let mut fitted = base.sets_met().filter(|(key, met)| key.ends_with("feature_set_digest") && *met == digest);
+    fitted.any(|(key, _)| !(held_out_too && key == "feature_set_digest"))
+}
+
+/// Everything that the head depends on, in words; `num_rows` is how many rows were fitted, `chosen_on` where something was
+/// chosen.
+fn provenance(
+    task: &FitTask<'_>,
+    num_rows: usize,
+    epoch: Option<usize>,
+    chosen_on: Option<&FeatureSet>,
+) -> BTreeMap<String, String> {
     let mut words = task.recipe.words(num_rows);
     words.insert("feature_set_digest".to_owned(), task.features.digest().to_hex());
-    match task.validation {
-        Validation::None => {}
-        Validation::Set(set) => _ = words.insert("validation_set_digest".to_owned(), set.digest().to_hex()),
-        Validation::Holdout(share) => _ = words.insert("holdout".to_owned(), share.to_string()),
+    if let Some(set) = chosen_on {
+        words.insert("validation_set_digest".to_owned(), set.digest().to_hex());
+    }
+    if let Validation::Holdout(share) = task.validation {
+        words.insert("holdout".to_owned(), share.to_string());
     }
     if let Some(base) = task.base.filter(|_| task.recipe.needs_base()) {
         words.insert("base_weights_digest".to_owned(), base.weights().digest().to_hex());
+        // What they have met is no test of this head either.
+        words.extend(base.sets_met().map(|(key, digest)| (format!("base_{key}"), digest.to_owned())));
     }
     if let Some(epoch) = epoch {
         words.insert("epoch".to_owned(), epoch.to_string());

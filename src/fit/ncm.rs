@@ -16,14 +16,19 @@ const PIECES_AT_ONCE: usize = 512;
 ///
 /// # Reference
 /// Kang et al., ICLR 2020, section 4.2; the reference code's `feat_type` and its instance mean.
-pub(super) fn fit(options: &NcmOptions, samples: &Samples<'_>, watch: &mut Watch<'_>) -> Result<Parameters, FitError> {
+pub(super) fn fit(
+    options: &NcmOptions,
+    samples: &Samples<'_>,
+    n_threads: usize,
+    watch: &mut Watch<'_>,
+) -> Result<Parameters, FitError> {
     let (counts, dim) = (samples.class_counts(), samples.feature_dim());
     let n_passes = if options.transform == Transform::Cl2n { 2.0 } else { 1.0 };
     let mut passes_done = 0.0;
     let mut of_classes = |map: &Map<'_>, take: &mut dyn FnMut(usize, &[f64])| {
         let before = passes_done;
         passes_done += 1.0;
-        class_sums(samples, map, take, |share| {
+        class_sums(samples, map, n_threads, take, |share| {
             let done = (before + share) / n_passes;
             let samples_seen = (done * n_passes * samples.len() as f64) as usize;
             watch.tell(Progress { done, epoch: 0, epochs: 0, loss: None, samples_seen })
@@ -66,6 +71,7 @@ struct Map<'a> {
 fn class_sums(
     samples: &Samples<'_>,
     map: &Map<'_>,
+    n_threads: usize,
     take: &mut dyn FnMut(usize, &[f64]),
     mut tell: impl FnMut(f64) -> Result<(), FitError>,
 ) -> Result<(), FitError> {
@@ -83,7 +89,7 @@ fn class_sums(
     let mut sum = Vec::new();
     let mut n_done = 0;
     for (turn, some) in pieces.chunks(PIECES_AT_ONCE).enumerate() {
-        each_in_parallel(some.iter().zip(&mut parts), |((_, rows), part)| {
+        each_in_parallel(n_threads, some.iter().zip(&mut parts), |((_, rows), part)| {
             part.clear();
             part.resize(dim, 0.0);
             // Four at once: the rows of a class lie all over the file, and one alone would wait for the memory each time.

@@ -12,14 +12,14 @@ use crate::heads::exp_of_negative;
 const ROWS_AT_ONCE: usize = 64;
 const LANES: usize = 16;
 
-/// What [`Engine::scale_gradient`](super::Engine::scale_gradient) asks for, on the processor's own vectors and all of its cores:
+/// What [`Engine::scale_gradient`](super::Engine::scale_gradient) asks for, on the processor's own vectors and so many threads:
 /// the loss `Σᵢ ωᵢ (log Σⱼ exp zᵢⱼ − zᵢ,yᵢ)` of `z = s ∘ t`, with the rows of the table as `t`, and its gradient in `s`, `[C]`.
 ///
 /// # Panics
 /// If a row or a label is not there, or the batch has fewer labels or weights than rows.
-pub fn scale_gradient(batch: &Batch<'_>, scale: &[f32]) -> (f64, Vec<f32>) {
+pub fn scale_gradient(batch: &Batch<'_>, scale: &[f32], n_threads: usize) -> (f64, Vec<f32>) {
     let pieces: Vec<_> = pieces(batch.rows.len(), ROWS_AT_ONCE).collect();
-    let of_pieces = in_parallel(&pieces, |piece| {
+    let of_pieces = in_parallel(n_threads, &pieces, |piece| {
         let mut of_piece = OfPiece::new(scale.len());
         for index in piece.clone() {
             add_row(batch.row(index), scale, batch.labels[index] as usize, batch.row_weights[index], &mut of_piece);

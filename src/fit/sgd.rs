@@ -12,20 +12,23 @@ pub struct Sgd {
     velocity: Vec<f32>,
     momentum: f32,
     weight_decay: f32,
+    n_threads: usize,
 }
 
 impl Sgd {
     /// For `num_parameters` parameters, with momentum `μ` and weight decay `λ`; `v` starts at 0, so that the first step is `d`.
-    pub fn new(num_parameters: usize, momentum: f64, weight_decay: f64) -> Self {
-        Self { velocity: vec![0.0; num_parameters], momentum: momentum as f32, weight_decay: weight_decay as f32 }
+    /// Many parameters are shared out among `n_threads` threads.
+    pub fn new(num_parameters: usize, momentum: f64, weight_decay: f64, n_threads: usize) -> Self {
+        let (momentum, weight_decay) = (momentum as f32, weight_decay as f32);
+        Self { velocity: vec![0.0; num_parameters], momentum, weight_decay, n_threads: n_threads.max(1) }
     }
 
     /// One step along a gradient, whose parts are `[num_parameters]` together.
     pub fn step(&mut self, learning_rate: f64, gradient: &[&[f32]], parameters: &mut [f32]) {
         let (momentum, decay, rate) = (self.momentum, self.weight_decay, learning_rate as f32);
         let (mut velocity, mut parameters) = (self.velocity.as_mut_slice(), parameters);
-        // The matrix products of a step run on all cores; so must this, or it is a tenth of the fit.
-        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        // The matrix products of a step run on as many threads; so must this, or it is a tenth of the fit.
+        let n_threads = self.n_threads;
         std::thread::scope(|scope| {
             for part in gradient {
                 let n = if part.len() < 2 * PARAMETERS_AT_ONCE { part.len() } else { part.len().div_ceil(n_threads) };

@@ -1,13 +1,18 @@
 //! Choosing tau.
 
+use std::ops::ControlFlow;
+
 use serde::Serialize;
 
-use super::{FitError, TauGrid, Watch, engine::Engine, measure::Scored};
+use super::{FitError, Progress, TauGrid, Watch, engine::Engine, measure::Scored};
 use crate::{
     dataset::Shot,
-    evaluate::Accuracies,
+    evaluate::{Accuracies, best_macro},
     heads::{BiasMode, Head, HeadKind, Scoring, Settings},
 };
+
+/// Classes under all settings that are tried at once: a hundred megabytes.
+const CLASSES_AT_ONCE: usize = 1 << 22;
 
 /// What one tau and one treatment of the bias get right.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -37,25 +42,27 @@ pub(super) fn choose(
         .flat_map(|&bias| grid.tau.iter().map(move |&tau| (tau, bias)))
         .map(|(tau, bias)| Settings { tau: Some(tau), bias: Some(bias), ..Settings::default_of(HeadKind::TauNorm) })
         .collect();
-    let scorings: Vec<Scoring> = tried.iter().map(|settings| head.scoring(settings)).collect();
-    let scorings: Vec<&Scoring> = scorings.iter().collect();
-    let correct = scored.count_correct(&scorings, engine, watch)?;
     let seen = scored.samples().class_counts();
-    let curve: Vec<CurvePoint> = tried
-        .iter()
-        .zip(correct)
-        .map(|(settings, correct)| CurvePoint {
+    let mut curve: Vec<CurvePoint> = Vec::with_capacity(tried.len());
+    for group in tried.chunks((CLASSES_AT_ONCE / head.num_classes()).max(1)) {
+        let n_before = curve.len() as f64;
+        let mut on_progress = |told: Option<Progress>| {
+            let done = |of_group: f64| (n_before + of_group * group.len() as f64) / tried.len() as f64;
+            let answer = match told {
+                Some(told) => watch.tell(Progress { done: done(told.done), ..told }),
+                None => watch.check(),
+            };
+            if answer.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let scorings: Vec<Scoring> = group.iter().map(|settings| head.scoring(settings)).collect();
+        let scorings: Vec<&Scoring> = scorings.iter().collect();
+        let correct = scored.count_correct(&scorings, engine, &mut Watch::new(&mut on_progress))?;
+        curve.extend(group.iter().zip(correct).map(|(settings, correct)| CurvePoint {
             tau: settings.tau.unwrap_or_default(),
             bias: settings.bias.unwrap_or_default(),
             accuracies: Accuracies::new(&correct, &seen, shots),
-        })
-        .collect();
-    let mut best = 0;
-    for (index, point) in curve.iter().enumerate() {
-        // Equal accuracies may differ in the last bit, which depends on the order of the sum.
-        if point.accuracies.macro_ > curve[best].accuracies.macro_.map(|best| best + 1e-12) {
-            best = index;
-        }
+        }));
     }
+    let best = best_macro(curve.iter().map(|point| &point.accuracies));
     Ok((tried[best], curve))
 }

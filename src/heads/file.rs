@@ -166,6 +166,10 @@ impl Reader<'_> {
                 }
             }
             HeadKind::Joint | HeadKind::Crt | HeadKind::TauNorm | HeadKind::Lws => {
+                if let Some(found) = self.metadata.get("transform").filter(|found| *found != "none") {
+                    let expected = format!("none for a head of kind {kind}");
+                    return Err(HeadFileError::Value { key: "transform", found: shortened(found), expected });
+                }
                 let scale = match kind {
                     HeadKind::Lws => Some(self.needed(kind, "scale", &[num_classes])?),
                     _ => None,

@@ -124,7 +124,7 @@ pub enum Parameters {
 #[derive(Clone, Debug)]
 enum Form {
     Linear { bias: Option<Array1<f32>>, scale: Option<Array1<f32>>, log_norms: Arc<[f64]> },
-    Ncm { metric: Metric, squared_norms: Arc<[f64]> },
+    Ncm { transform: Transform, metric: Metric, squared_norms: Arc<[f64]> },
 }
 
 /// Why one head cannot be derived from another.
@@ -178,7 +178,10 @@ impl Head {
                     _ => FeatureMap::Identity,
                 };
                 let squared_norms = row_squared_norms(&centroids).collect();
-                (Weights::new(centroids, feature_map, metric == Metric::L2), Form::Ncm { metric, squared_norms })
+                (
+                    Weights::new(centroids, feature_map, metric == Metric::L2),
+                    Form::Ncm { transform, metric, squared_norms },
+                )
             }
         };
         Self {
@@ -219,7 +222,7 @@ impl Head {
         derived.train_prior = TrainPrior::default_of(kind);
         derived.initial_settings = initial;
         // How the weights were fitted says nothing of this head; the samples that they have met are still no test of it.
-        derived.provenance.retain(|key, _| key.ends_with("_set_digest"));
+        derived.provenance = self.sets_met().map(|(key, digest)| (key.to_owned(), digest.to_owned())).collect();
         Ok(derived)
     }
 
@@ -240,7 +243,7 @@ impl Head {
     pub fn scoring(&self, settings: &Settings) -> Scoring {
         let num_classes = self.num_classes();
         let (scale, shift) = match &self.form {
-            Form::Ncm { metric, squared_norms } => match metric {
+            Form::Ncm { metric, squared_norms, .. } => match metric {
                 Metric::L2 => (vec![2.0; num_classes], squared_norms.iter().map(|norm| -norm).collect()),
                 Metric::Cosine => (vec![1.0; num_classes], vec![0.0; num_classes]),
                 Metric::Dot => (vec![1.0 / self.feature_dim() as f64; num_classes], vec![0.0; num_classes]),
@@ -318,6 +321,14 @@ impl Head {
         Some((weight, bias))
     }
 
+    /// What its file says is done to features first; the weights' feature map may do more, as the cosine needs it.
+    pub fn transform(&self) -> Transform {
+        match self.form {
+            Form::Ncm { transform, .. } => transform,
+            Form::Linear { .. } => Transform::None,
+        }
+    }
+
     /// How NCM compares; `None` for the other kinds.
     pub fn metric(&self) -> Option<Metric> {
         match self.form {
@@ -339,6 +350,16 @@ impl Head {
     /// The settings that a new version starts from.
     pub fn initial_settings(&self) -> &Settings {
         &self.initial_settings
+    }
+
+    /// The feature sets that it or its bases were fitted on (`...feature_set_digest`) or chosen on (`...validation_set_digest`),
+    /// by their digests; keys of a base begin with `base_`.
+    pub fn sets_met(&self) -> impl Iterator<Item = (&str, &str)> {
+        // Tau-normalisation fits nothing on its set.
+        let fits = self.provenance.get("method").is_none_or(|method| method != HeadKind::TauNorm.as_str());
+        let is_met = move |key: &str| key.ends_with("_set_digest") && (fits || key != "feature_set_digest");
+        let words = self.provenance.iter().map(|(key, digest)| (key.as_str(), digest.as_str()));
+        words.filter(move |(key, _)| is_met(key))
     }
 
     /// Where it came from: method, parameters, seed, digest of the features.

@@ -35,6 +35,6 @@ pub use norms::{FOLLOWING_CORRELATION, NEAR_EQUAL_VARIATION, NormStatistics, Nor
 pub(crate) use scoring::exp_of_negative;
 pub use scoring::{Prediction, RawRow, Scores, Scoring, softmax, top_k};
 pub use settings::{BiasMode, MAX_TAU, Settings, SettingsError, SettingsPatch};
-pub(crate) use weights::hash_values;
 pub use weights::{Digest, FeatureMap, NORM_EPSILON, Weights};
+pub(crate) use weights::{LARGEST_WEIGHT_BYTES, hash_values};
 pub use write::{TensorView, write_safetensors};

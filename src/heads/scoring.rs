@@ -2,9 +2,6 @@
 
 use multiversion::multiversion;
 
-/// Below this all temperatures are one, should a head come with such: the best class has probability 1 either way, and no finite score overflows.
-const MIN_TEMPERATURE: f64 = 1e-60;
-
 /// `a`, `c` and `T` of a head under one setting, and which classes are masked.
 #[derive(Clone, Debug)]
 pub struct Scoring {
@@ -124,7 +121,8 @@ impl Scoring {
             scale,
             shift,
             screen,
-            inverse_temperature: temperature.max(MIN_TEMPERATURE).recip(),
+            // Of a smaller one that would be infinite, and a logit of 0 no number.
+            inverse_temperature: temperature.max(f64::MIN_POSITIVE).recip(),
             masked,
             num_unmasked,
         }

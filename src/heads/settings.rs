@@ -1,16 +1,11 @@
 //! What may change while a head is served.
 
-use std::ops::RangeInclusive;
-
 use serde::{Deserialize, Serialize};
 
 use super::head::HeadKind;
 
 /// The largest tau that is taken. The paper's grid ends at 1, the reference code's at 2.
 pub const MAX_TAU: f64 = 5.0;
-
-/// The temperatures that are taken. Beyond them nothing is calibrated any more: all classes are as likely, or one is certain.
-const TEMPERATURES: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// What becomes of the bias of the base head under tau-normalisation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +30,7 @@ pub struct Settings {
     /// What becomes of the bias; tau_norm only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias: Option<BiasMode>,
-    /// Divides the logits; from 0.000001 to 1000000.
+    /// Divides the logits; above 0.
     pub temperature: f64,
 }
 
@@ -93,9 +88,8 @@ impl Settings {
         if let Some(tau) = patch.tau.filter(|tau| !(0.0..=MAX_TAU).contains(tau)) {
             return Err(SettingsError::OutOfRange { setting: "tau", range: "a number from 0 to 5", value: tau });
         }
-        if let Some(value) = patch.temperature.filter(|value| !TEMPERATURES.contains(value)) {
-            let range = "a number from 0.000001 to 1000000";
-            return Err(SettingsError::OutOfRange { setting: "temperature", range, value });
+        if let Some(value) = patch.temperature.filter(|value| !(*value > 0.0 && value.is_finite())) {
+            return Err(SettingsError::OutOfRange { setting: "temperature", range: "a number above 0", value });
         }
         Ok(Self {
             tau: patch.tau.or(self.tau),

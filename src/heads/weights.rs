@@ -9,6 +9,9 @@ use sha2::{Digest as _, Sha256};
 /// vector stays zero instead of becoming NaN.
 pub const NORM_EPSILON: f32 = 1e-12;
 
+/// The most bytes of a weight matrix: one ONNX file, as which it runs, must stay below 2 GiB, and there is more around it.
+pub(crate) const LARGEST_WEIGHT_BYTES: usize = (1 << 31) - (1 << 20);
+
 /// What happens to a feature vector before the matrix product: `g` of the algebra.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FeatureMap {

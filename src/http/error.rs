@@ -208,7 +208,7 @@ impl ApiError {
                 JobError::NotFound { .. } => (S::NOT_FOUND, "fit_not_found"),
                 JobError::Finished { .. } => (S::CONFLICT, "fit_finished"),
                 JobError::NotSucceeded { .. } => (S::CONFLICT, "fit_not_succeeded"),
-                JobError::NotFinite { .. } => (S::UNPROCESSABLE_ENTITY, "not_finite"),
+                JobError::NotFinite(_) => (S::UNPROCESSABLE_ENTITY, "not_finite"),
                 JobError::Engine(_) => (S::INTERNAL_SERVER_ERROR, "model_failed"),
             },
             Self::Registry(error) => match &**error {

@@ -20,7 +20,7 @@ use super::{
     error::ApiError,
     layers::Arrived,
 };
-use crate::{jobs::EvaluationAnswer, json::present};
+use crate::{jobs::HeadEvaluation, json::present};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,7 +46,7 @@ pub(super) async fn evaluate(
     Path((model, head)): Path<(String, String)>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<EvaluationAnswer>, ApiError> {
+) -> Result<Json<HeadEvaluation>, ApiError> {
     let model = Arc::clone(app.registry.model(Some(&model))?);
     let (name, version) = reference(&head)?;
     model.state().head(name, version)?;

@@ -88,11 +88,8 @@ pub enum JobError {
         found: usize,
     },
     /// A feature row whose logits are no numbers.
-    #[error("the logits of row {row} of the feature set are not finite")]
-    NotFinite {
-        /// From 0.
-        row: usize,
-    },
+    #[error("{0}")]
+    NotFinite(FitError),
     /// The engine failed.
     #[error("the evaluation failed: {0}")]
     Engine(String),

@@ -28,7 +28,7 @@ use std::{
 };
 
 pub use error::JobError;
-pub use evaluate::{EvaluationAnswer, TauPoint};
+pub use evaluate::HeadEvaluation;
 pub use job::FitJob;
 pub use record::{FitProgress, FitRecord, FitState, FitTiming, PublishPolicy, ReportSummary, ValidationChoice};
 pub use request::FitRequest;

@@ -6,7 +6,6 @@ use serde_json::{Map, Value};
 
 use super::{JobError, PublishPolicy, ValidationChoice};
 use crate::{
-    dataset::Shot,
     fit::{FitError, FitTask, Recipe, Samples, Validation, stratified_holdout},
     heads::{Head, HeadKind},
     registry::{FeatureSetInUse, HeadId, Model, is_valid_name, parse_head_reference},
@@ -43,8 +42,8 @@ pub(super) struct Inputs {
     features: FeatureSetInUse,
     validation: HeldValidation,
     base: Option<Arc<Head>>,
-    /// The shot of each class, if the model's training counts are known.
-    shots: Option<Vec<Shot>>,
+    /// The model's, if they are known.
+    train_counts: Option<Vec<u64>>,
 }
 
 #[derive(Debug)]
@@ -98,8 +97,8 @@ impl Inputs {
             }
         };
         let (base, base_id) = base.unzip();
-        let shots = model.shots().iter().any(|&shot| shot != Shot::Unknown).then(|| model.shots().to_vec());
-        Ok((Self { recipe, features, validation, base, shots }, base_id))
+        let train_counts = model.train_counts().map(<[u64]>::to_vec);
+        Ok((Self { recipe, features, validation, base, train_counts }, base_id))
     }
 
     pub(super) fn task(&self) -> FitTask<'_> {
@@ -112,7 +111,7 @@ impl Inputs {
                 HeldValidation::Holdout(share) => Validation::Holdout(*share),
             },
             base: self.base.as_deref(),
-            shots: self.shots.as_deref(),
+            train_counts: self.train_counts.as_deref(),
             cache_bytes: CACHE_BYTES,
         }
     }

@@ -12,7 +12,8 @@ use super::{
     request::Inputs,
 };
 use crate::{
-    fit::{Engine, FitError, Fitted, Progress, Watch, fit, measure},
+    evaluate::EQUAL,
+    fit::{Engine, FitError, Fitted, Progress, Validation, Watch, fit, measure},
     metrics::FitMetrics,
     onnx::{FitEngine, SessionOptions},
     registry::{Author, Edit, HeadId, Model, RegistryError},
@@ -20,8 +21,6 @@ use crate::{
 
 /// How often whoever watches is told how far a fit is.
 const TELL_EVERY: Duration = Duration::from_millis(100);
-/// Macro accuracies that differ by less are equal: the last bits depend on the order of a sum.
-const EQUAL: f64 = 1e-12;
 
 /// What came of a fit.
 struct Outcome {
@@ -178,9 +177,18 @@ fn rival(
     let state = job.model.state();
     let (Ok(default), Some(samples)) = (state.default_head(), inputs.validation_samples()) else { return Ok(None) };
     let shots = job.model.shots();
-    let measured = measure(&samples, default.head.weights(), &[&default.scoring], shots, engine, watch)?;
+    let measured = measure(&samples, &default.head, &[default.settings], shots, engine, watch);
+    let measured = measured.map_err(|error| match (error, inputs.task().validation) {
+        (FitError::Cancelled, _) => Failure::Ended,
+        (error, Validation::Set(_)) => of_rival(&error.of_validation_set()),
+        (error, _) => of_rival(&error),
+    })?;
     let accuracy = measured.first().and_then(|evaluation| evaluation.report().accuracies.macro_);
     Ok(accuracy.map(|accuracy| (default.id.clone(), accuracy)))
+}
+
+fn of_rival(error: &FitError) -> Failure {
+    Failure::Error(format!("the default head, which is to be compared with: {error}"))
 }
 
 /// Publishes what came of a fit if it is to be; says why it was, or was not.

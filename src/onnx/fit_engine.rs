@@ -88,12 +88,6 @@ impl FitEngine {
         Ok(engine)
     }
 
-    /// The execution provider really in use.
-    #[must_use]
-    pub fn provider(&self) -> Provider {
-        self.provider
-    }
-
     /// One batch through the graph.
     fn step(
         &mut self,
@@ -172,6 +166,10 @@ impl Engine for FitEngine {
         Ok(())
     }
 
+    fn threads(&self) -> usize {
+        self.options.threads
+    }
+
     fn host_threads(&self) -> Option<usize> {
         (self.provider == Provider::Cpu).then_some(self.options.threads)
     }
@@ -192,7 +190,7 @@ impl Engine for FitEngine {
         }
         // No product is in it, and a graph would read and write the scores at each of its nodes.
         let loss;
-        (loss, self.of_scale) = scale_gradient(batch, scale);
+        (loss, self.of_scale) = scale_gradient(batch, scale, self.options.threads);
         Ok(Gradient { loss, parts: vec![&self.of_scale] })
     }
 

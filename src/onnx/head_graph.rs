@@ -10,7 +10,7 @@ use super::proto::{
     AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto, data_type,
 };
-use crate::heads::{FeatureMap, Weights};
+use crate::heads::{FeatureMap, LARGEST_WEIGHT_BYTES, NORM_EPSILON, Weights};
 
 /// Names of the graph's input, weight and outputs.
 pub(super) const FEATURES: &str = "features";
@@ -21,12 +21,6 @@ pub(super) const SQUARED_NORM: &str = "squared_norm";
 /// Opset 13 is understood by every ONNX Runtime that this program loads, and needs no newer operator.
 const OPSET: i64 = 13;
 const IR_VERSION: i64 = 7;
-
-/// Below this norm a vector is divided by this instead: torch's `F.normalize`. A zero row stays zero.
-const SMALLEST_NORM: f32 = 1e-12;
-
-/// One ONNX file must stay below 2 GiB; this leaves room for what is around the weights.
-const LARGEST_WEIGHT_BYTES: usize = (1 << 31) - (1 << 20);
 
 /// `g(x)`, what happens to features before they meet the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,7 +101,7 @@ impl<'a> ScorerSpec<'a> {
             x = "centered";
         }
         if self.transform != Transform::Identity {
-            constants.push(constant("smallest_norm", &[], &[SMALLEST_NORM]));
+            constants.push(constant("smallest_norm", &[], &[NORM_EPSILON]));
             nodes.push(node("ReduceL2", &[x], "norm", &[("axes", Value::Ints(&[1])), ("keepdims", Value::Int(1))]));
             nodes.push(node("Max", &["norm", "smallest_norm"], "bounded_norm", &[]));
             // A norm beyond float32 is infinite, and what is divided by that is 0: scores that look like an answer. The difference

@@ -239,6 +239,7 @@ pub fn load_model_with(
     let model = Model {
         labels: directory.labels.clone(),
         shots,
+        train_counts: directory.train_counts.clone(),
         provider,
         threads: options.session.threads,
         lone_threads,

@@ -26,6 +26,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(200);
 pub struct Model {
     pub(super) labels: Vec<String>,
     pub(super) shots: Vec<Shot>,
+    pub(super) train_counts: Option<Vec<u64>>,
     pub(super) provider: Provider,
     pub(super) threads: usize,
     pub(super) lone_threads: usize,
@@ -73,6 +74,11 @@ impl Model {
     /// The shot of each class.
     pub fn shots(&self) -> &[Shot] {
         &self.shots
+    }
+
+    /// How many training samples each class had, if the model directory says it.
+    pub fn train_counts(&self) -> Option<&[u64]> {
+        self.train_counts.as_deref()
     }
 
     /// D.

@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args, builder::FalseyValueParser};
-use serde::Serialize;
 
 use super::{
     failure::WrongUsage,
@@ -23,9 +22,9 @@ use super::{
 };
 use crate::{
     dataset::{FeatureSet, Shot},
-    evaluate::Report,
+    evaluate::{EvaluationAnswer, TauPoint, best_macro, warnings},
     fit::{Progress, Samples, Watch, measure},
-    heads::{Head, HeadKind, Scoring, Settings, SettingsPatch},
+    heads::{Head, Settings, SettingsPatch},
     onnx::FitEngine,
 };
 use taus::{Taus, taus};
@@ -36,8 +35,8 @@ pub(super) const NOTES: &str = "\
     few over those with more than 100, 20 to 100 and fewer than 20 training samples. ECE is the expected calibration \
     error in 15 bins. Below it the ten pairs of classes that were confused most often. A class without a training \
     sample is never predicted.\n\n\
-    `--json` prints what `POST /admin/v1/models/{model}/heads/{head}/evaluate` answers: a report under the head's own \
-    settings, and with `--tau` also a `curve` of them. Several values of tau cost one matrix product. The best of them on the set that a head is judged \
+    `--json` prints what `POST /admin/v1/models/{model}/heads/{head}/evaluate` answers, but for `head` and `version`: a \
+    report under the head's own `settings`, with `--tau` also a `curve` of them, and `warnings`. Several values of tau cost one matrix product. The best of them on the set that a head is judged \
     by is no fair choice: choose on a validation set, as `fit --method tau_norm` does.";
 
 /// What `equipoise evaluate` takes.
@@ -74,20 +73,6 @@ pub(super) struct EvaluateOptions {
     device: DeviceOptions,
 }
 
-#[derive(Debug, Serialize)]
-struct Answer<'a> {
-    #[serde(flatten)]
-    report: &'a Report,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    curve: Option<Vec<CurvePoint<'a>>>,
-}
-
-#[derive(Debug, Serialize)]
-struct CurvePoint<'a> {
-    tau: f64,
-    report: &'a Report,
-}
-
 pub(super) fn run(options: &EvaluateOptions) -> anyhow::Result<()> {
     let head = read_head(&options.head)?;
     let settings = options.settings(&head).map_err(WrongUsage)?;
@@ -101,8 +86,6 @@ pub(super) fn run(options: &EvaluateOptions) -> anyhow::Result<()> {
     options.device.init()?;
     let mut engine = FitEngine::new(&options.device.session())?;
 
-    let scorings: Vec<Scoring> = settings.iter().map(|settings| head.scoring(settings)).collect();
-    let scorings: Vec<&Scoring> = scorings.iter().collect();
     let mut progress = FitProgress::of_short_work();
     let mut on_progress = |told: Option<Progress>| {
         if let Some(told) = &told {
@@ -111,14 +94,20 @@ pub(super) fn run(options: &EvaluateOptions) -> anyhow::Result<()> {
         ControlFlow::Continue(())
     };
     let mut watch = Watch::new(&mut on_progress);
-    let evaluations = measure(&Samples::all(&set), head.weights(), &scorings, &shots, &mut engine, &mut watch)
+    let evaluations = measure(&Samples::all(&set), &head, &settings, &shots, &mut engine, &mut watch)
         .with_context(|| shown(&options.features))?;
     drop(progress);
-    let taus = settings.iter().map(|settings| settings.tau.unwrap_or_default());
-    let mut points: Vec<(f64, Report)> = taus.zip(evaluations.iter().map(|evaluation| evaluation.report())).collect();
-    let (_, report) = points.remove(0);
-    options.print(&report, &points, &head, &shots)?;
-    for warning in options.warnings(&head, &set, &shots) {
+    let mut reports = evaluations.iter().map(|evaluation| evaluation.report());
+    let report = reports.next().context("there is no report")?;
+    let points = |Taus(taus): &Taus| taus.iter().zip(reports).map(|(&tau, report)| TauPoint { tau, report }).collect();
+    let answer = EvaluationAnswer {
+        settings: *head.initial_settings(),
+        report,
+        curve: options.tau.as_ref().map(points),
+        warnings: options.warnings(&head, &set, &shots),
+    };
+    options.print(&answer, &head, &shots)?;
+    for warning in &answer.warnings {
         eprintln!("warning: {warning}");
     }
     Ok(())
@@ -147,21 +136,19 @@ impl EvaluateOptions {
         Ok(set)
     }
 
-    fn print(&self, own: &Report, points: &[(f64, Report)], head: &Head, shots: &[Shot]) -> anyhow::Result<()> {
+    fn print(&self, answer: &EvaluationAnswer, head: &Head, shots: &[Shot]) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if self.json {
-            let curve = || points.iter().map(|(tau, report)| CurvePoint { tau: *tau, report }).collect();
-            let answer = Answer { report: own, curve: self.tau.as_ref().map(|_| curve()) };
-            serde_json::to_writer(&mut out, &answer).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut out, answer).map_err(io::Error::from)?;
             return Ok(writeln!(out)?);
         }
         writeln!(out, "{}, kind {}, on {}", shown(&self.head), head.kind(), shown(&self.features))?;
-        let mut report = own;
-        if self.tau.is_some() {
-            let best = reports::best(points);
-            report = &points[best].1;
-            writeln!(out, "\n{}\n\nat tau {}", reports::curve(points, best).trim_end(), points[best].0)?;
-        } else if let Some(tau) = head.initial_settings().tau {
+        let mut report = &answer.report;
+        if let Some(points) = &answer.curve {
+            let best = best_macro(points.iter().map(|point| &point.report.accuracies));
+            report = &points[best].report;
+            writeln!(out, "\n{}\n\nat tau {}", reports::curve(points, best).trim_end(), points[best].tau)?;
+        } else if let Some(tau) = answer.settings.tau {
             writeln!(out, "at tau {tau}")?;
         }
         writeln!(out, "\n{}", reports::table(report, shots).trim_end())?;
@@ -173,20 +160,10 @@ impl EvaluateOptions {
     }
 
     fn warnings(&self, head: &Head, set: &FeatureSet, shots: &[Shot]) -> Vec<String> {
-        let digest = set.digest().to_hex();
-        let is_of_set = |key: &str| head.provenance().get(key) == Some(&digest);
-        // Of a tau-normalised head the features count only if some were held out of them.
-        let is_fitted = head.kind() != HeadKind::TauNorm || head.provenance().contains_key("holdout");
-        let (file, head) = (shown(&self.features), shown(&self.head));
-        let mut warnings = Vec::new();
-        if is_of_set("validation_set_digest") {
-            warnings.push(format!("{head} was chosen on this very set, {file}: the report is optimistic"));
-        }
-        if is_fitted && is_of_set("feature_set_digest") {
-            warnings.push(format!("{head} was fitted on this very set, {file}: the report is no test of it"));
-        }
+        let name = shown(&self.head);
+        let mut warnings = warnings(head, &name, set);
         if shots.first() == Some(&Shot::Unknown) {
-            warnings.push(format!("{head} has no training counts: --train-counts make shots"));
+            warnings.push(format!("{name} has no training counts: --train-counts make shots"));
         }
         warnings
     }

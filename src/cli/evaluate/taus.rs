@@ -1,9 +1,6 @@
 //! `--tau`: one value, several, or a range.
 
-use crate::heads::MAX_TAU;
-
-/// The most values: there is a report for each, all in memory at once.
-const MAX_VALUES: usize = 1000;
+use crate::{evaluate::MAX_TAUS, heads::MAX_TAU};
 
 /// What a range is rounded to, so that its values are those that one would write down.
 const DIGITS: f64 = 1e12;
@@ -19,8 +16,8 @@ pub(super) fn taus(text: &str) -> Result<Taus, String> {
         false => text.split(',').map(number).collect::<Result<_, _>>()?,
     };
     match values.len() {
-        0..=MAX_VALUES => Ok(Taus(values)),
-        n => Err(format!("{n} values of tau, and at most {MAX_VALUES} are taken")),
+        0..=MAX_TAUS => Ok(Taus(values)),
+        n => Err(format!("{n} values of tau, and at most {MAX_TAUS} are taken")),
     }
 }
 
@@ -40,8 +37,8 @@ fn range(text: &str) -> Result<Vec<f64>, String> {
     }
     // A thousandth of a step is more than rounding takes away.
     let n_steps = ((stop - start) / step + 1e-3).floor();
-    if n_steps >= MAX_VALUES as f64 {
-        return Err(format!("{} values of tau, and at most {MAX_VALUES} are taken", n_steps + 1.0));
+    if n_steps >= MAX_TAUS as f64 {
+        return Err(format!("{} values of tau, and at most {MAX_TAUS} are taken", n_steps + 1.0));
     }
     let value = |index: usize| (((start + index as f64 * step) * DIGITS).round() / DIGITS).min(stop);
     Ok((0..=n_steps as usize).map(value).collect())

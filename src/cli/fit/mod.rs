@@ -29,8 +29,8 @@ use super::{
     whole_file::{check_place, is_standard_output, write_whole},
 };
 use crate::{
-    dataset::{FeatureSet, Shot},
-    fit::{FitReport, FitTask, Fitted, Recipe, Validation, Watch, fit},
+    dataset::FeatureSet,
+    fit::{FitError, FitReport, FitTask, Fitted, Recipe, VALIDATION_SET, Validation, Watch, fit},
     heads::{Head, HeadKind, Settings},
     onnx::FitEngine,
 };
@@ -51,7 +51,7 @@ pub(super) const NOTES: &str = "\
     ncm: transform cl2n (or l2n, none), metric l2 (or cosine, dot), seed 0\n\n\
     With a validation set the report is of it, and the best epoch, tau and treatment of the bias are chosen on it by \
     macro accuracy. Its shots follow from --train-counts, else from the base's training counts, else from the rows \
-    that are fitted.\n\n\
+    that are fitted; tau_norm fits none, and writes the base's counts, else --train-counts.\n\n\
     `--json` prints one line: `report` (null without validation), `timing_s` with `load`, `fit` and `write`, and \
     `warnings`. How far it is stands on standard error either way.";
 
@@ -99,7 +99,8 @@ pub(super) struct FitOptions {
     output: PathBuf,
 
     /// Training samples of each class, a table with the header class,count: they make the shots of the report, and without a
-    /// base say how many classes there are [default: those of the base, else of the rows that are fitted]
+    /// base say how many classes there are; tau_norm writes them where its base has none [default: those of the base, else of
+    /// the rows that are fitted]
     #[arg(long, env = "EQUIPOISE_TRAIN_COUNTS", value_name = "FILE")]
     train_counts: Option<PathBuf>,
 
@@ -134,7 +135,7 @@ struct Inputs {
     features: FeatureSet,
     validation: Option<FeatureSet>,
     /// `None` is what the rows that are fitted make of it.
-    shots: Option<Vec<Shot>>,
+    train_counts: Option<Vec<u64>>,
     cache_bytes: u64,
 }
 
@@ -157,7 +158,7 @@ pub(super) fn run(options: &FitOptions) -> anyhow::Result<()> {
     let recipe = options.recipe().map_err(WrongUsage)?;
     check_place(&options.output)?;
     let start = Instant::now();
-    let inputs = options.read(&recipe)?;
+    let inputs = options.read()?;
     options.device.init()?;
     let mut engine = FitEngine::new(&options.device.session())?;
     let load = start.elapsed().as_secs_f64();
@@ -172,7 +173,7 @@ pub(super) fn run(options: &FitOptions) -> anyhow::Result<()> {
             (None, None) => Validation::None,
         },
         base: inputs.base.as_ref(),
-        shots: inputs.shots.as_deref(),
+        train_counts: inputs.train_counts.as_deref(),
         cache_bytes: inputs.cache_bytes,
     };
     let mut progress = FitProgress::new();
@@ -182,8 +183,11 @@ pub(super) fn run(options: &FitOptions) -> anyhow::Result<()> {
         }
         ControlFlow::Continue(())
     };
-    let fitted =
-        fit(&task, &mut engine, &mut Watch::new(&mut on_progress)).with_context(|| shown(&options.features))?;
+    let fitted = fit(&task, &mut engine, &mut Watch::new(&mut on_progress)).map_err(|error| {
+        let of_validation = matches!(error, FitError::LogitsNotFinite { set: VALIDATION_SET, .. });
+        let file = options.validation.as_ref().filter(|_| of_validation).unwrap_or(&options.features);
+        anyhow::Error::from(error).context(shown(file))
+    })?;
     drop(progress);
     let fit = start.elapsed().as_secs_f64();
 
@@ -231,7 +235,7 @@ impl FitOptions {
         }
     }
 
-    fn read(&self, recipe: &Recipe) -> anyhow::Result<Inputs> {
+    fn read(&self) -> anyhow::Result<Inputs> {
         let base = self.base.as_deref().map(read_head).transpose()?;
         let num_classes = base.as_ref().map(Head::num_classes);
         let counts = self.train_counts.as_deref().map(|path| read_train_counts(path, num_classes)).transpose()?;
@@ -262,15 +266,12 @@ impl FitOptions {
                 bail!("{of_validation} has the same content as {of_fit}: what is fitted cannot be what is reported");
             }
         }
-        let counts = counts
-            .or_else(|| base.as_ref().and_then(Head::train_counts).map(<[u64]>::to_vec))
-            // Of tau_norm nothing is fitted that would have rows.
-            .or_else(|| (recipe.method() == HeadKind::TauNorm).then(|| features.class_counts()));
+        let train_counts = counts.or_else(|| base.as_ref().and_then(Head::train_counts).map(<[u64]>::to_vec));
         Ok(Inputs {
             base,
             features,
             validation: validation.map(|(_, set)| set),
-            shots: counts.as_deref().map(shots_of),
+            train_counts,
             cache_bytes: memory.left().unwrap_or(DEFAULT_CACHE_BYTES),
         })
     }
@@ -307,10 +308,9 @@ impl FitOptions {
         }
         let mut text = format!("{}: head of kind {}\n{}", shown(&self.output), head.kind(), facts.lines(2));
         if let Some(report) = report {
-            let of_head = head.train_counts().map(shots_of);
-            let shots = inputs.shots.as_deref().or(of_head.as_deref()).unwrap_or_default();
+            let counts = inputs.train_counts.as_deref().or(head.train_counts());
             text.push('\n');
-            text.push_str(&reports::table(&report.report, shots));
+            text.push_str(&reports::table(&report.report, &counts.map(shots_of).unwrap_or_default()));
         }
         text
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{SampleCounts, ShotCounts};
 use crate::{
     cli::text::{Facts, count},
-    heads::{FeatureMap, Head, HeadFile, HeadKind, NormStatistics, Settings},
+    heads::{Head, HeadFile, HeadKind, NormStatistics, Settings},
     registry::{HeadSource, PublishedHead},
 };
 
@@ -81,11 +81,7 @@ impl HeadReport {
             classes: head.num_classes(),
             feature_dim: head.feature_dim(),
             settings: *head.initial_settings(),
-            transform: match head.weights().feature_map() {
-                FeatureMap::Identity => "none",
-                FeatureMap::L2Normalize => "l2n",
-                FeatureMap::CenterL2Normalize { .. } => "cl2n",
-            },
+            transform: head.transform().as_str(),
             metric: head.metric().map(|metric| metric.as_str()),
             train_prior: head.train_prior().as_str(),
             shots: own_counts.map(ShotCounts::of),

@@ -331,7 +331,7 @@ mod tests {
 
         fn plain(&self) -> (Vec<f64>, Vec<f32>) {
             let mut parameters = self.start.clone();
-            let (mut engine, mut sgd) = (PlainEngine::default(), Sgd::new(parameters.len(), 0.9, 5e-4));
+            let (mut engine, mut sgd) = (PlainEngine::default(), Sgd::new(parameters.len(), 0.9, 5e-4, 1));
             let losses = self.steps(|batch| {
                 let (weight, bias) = parameters.split_at(self.n_classes() * self.table.ncols());
                 let gradient = engine.linear_gradient(batch, weight, bias).expect("a gradient");

@@ -56,28 +56,31 @@ fn json_is_the_report_and_with_tau_also_a_curve() {
         |more: &[&str]| prints_json(&[&["evaluate", "--features", &test, "--head", &head, "--json"], more].concat());
     let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>().join(" ");
     let report = evaluate(&[]);
-    assert_eq!(keys(&report), "confusions ece ece_by_shot few macro many medium micro n per_class top5");
+    let words = "ece ece_by_shot few macro many medium micro n per_class settings top5 warnings";
+    assert_eq!(keys(&report), format!("confusions {words}"));
+    assert_eq!(report["settings"], json!({ "tau": 0.6, "bias": "drop", "temperature": 1.0 }));
     assert_eq!((report["n"].as_u64(), report["per_class"].as_array().map(Vec::len)), (Some(540), Some(30)));
 
     let curve = evaluate(&["--tau", "0:2:0.1"]);
-    assert_eq!(keys(&curve), "confusions curve ece ece_by_shot few macro many medium micro n per_class top5");
-    let without_curve = |answer: &Value| {
+    assert_eq!(keys(&curve), format!("confusions curve {words}"));
+    let without = |keys: &[&str], answer: &Value| {
         let mut answer = answer.clone();
-        answer.as_object_mut().expect("an object").remove("curve");
+        answer.as_object_mut().expect("an object").retain(|key, _| !keys.contains(&key.as_str()));
         answer
     };
-    assert_eq!(without_curve(&curve), report);
+    assert_eq!(without(&["curve"], &curve), report);
     let points = curve["curve"].as_array().expect("a list");
     let taus: Vec<&Value> = points.iter().map(|point| &point["tau"]).collect();
     let expected: Vec<Value> = (0..=20).map(|step| json!(f64::from(step) / 10.0)).collect();
     assert_eq!(taus, expected.iter().collect::<Vec<_>>());
     assert_eq!(keys(&points[6]), "report tau");
     // At the tau that the head has.
-    assert_eq!(points[6]["report"], report);
-    assert_eq!(evaluate(&["--tau", "0.6"])["curve"], json!([{ "tau": 0.6, "report": report }]));
+    let numbers = without(&["settings", "warnings"], &report);
+    assert_eq!(points[6]["report"], numbers);
+    assert_eq!(evaluate(&["--tau", "0.6"])["curve"], json!([{ "tau": 0.6, "report": numbers }]));
     let list = evaluate(&["--tau", "2,0.6"]);
-    assert_eq!(without_curve(&list), report);
-    assert_eq!(list["curve"][1]["report"], report);
+    assert_eq!(without(&["curve"], &list), report);
+    assert_eq!(list["curve"][1]["report"], numbers);
     assert_eq!(list["curve"][0], points[20]);
 }
 
@@ -144,6 +147,7 @@ fn a_head_without_counts_has_no_shots_and_says_so() {
     let Output { status, stdout, stderr } = equipoise(&arguments).output().expect("the binary runs");
     assert!(status.success() && text(&stderr).contains("has no training counts: --train-counts"), "{}", text(&stderr));
     let report: Value = serde_json::from_slice(&stdout).expect("JSON");
+    assert!(report["warnings"][0].as_str().expect("a warning").contains("has no training counts"), "{report}");
     assert_eq!((&report["few"], &report["macro"]), (&Value::Null, &json!(1.0 / 30.0)));
 }
 
@@ -159,8 +163,8 @@ fn a_report_of_what_a_head_was_made_from_is_warned_of() {
         assert!(status.success());
         text(&stderr)
     };
-    assert!(warns(&val).contains("crt.safetensors was chosen on this very set, "), "{}", warns(&val));
-    assert!(warns(&train).contains("crt.safetensors was fitted on this very set, "), "{}", warns(&train));
+    assert!(warns(&val).contains("crt.safetensors was chosen on this very set: "), "{}", warns(&val));
+    assert!(warns(&train).contains("crt.safetensors was fitted on this very set: "), "{}", warns(&train));
     assert_eq!(warns(&test), "");
 }
 

@@ -122,18 +122,19 @@ fn an_unreadable_image_stops_it_or_is_skipped_and_named() {
 
 #[cfg(unix)]
 #[test]
-fn a_link_to_nothing_is_an_unreadable_image_or_no_image() {
+fn a_link_to_nothing_is_an_unreadable_image_or_the_folder_of_a_class() {
     let folder = images();
-    let bell = folder.path().join("images/bell");
-    std::os::unix::fs::symlink("nothing", bell.join("readme.txt")).expect("a link");
-    let (input, output) = (path(&folder.path().join("images")), path(&folder.path().join("f.npz")));
-    prints(&["extract", &input, "-o", &output]);
-    std::os::unix::fs::symlink("nothing", bell.join("c.png")).expect("a link");
+    let images = folder.path().join("images");
+    std::os::unix::fs::symlink("nothing", images.join("bell/c.png")).expect("a link");
+    let (input, output) = (path(&images), path(&folder.path().join("f.npz")));
     fails(&["extract", &input, "-o", &output], &["bell/c.png: No such file"]);
+    std::os::unix::fs::symlink("nothing", images.join("clock")).expect("a link");
+    fails(&["extract", &input, "-o", &output], &["images/clock: No such file"]);
     let skipping =
         equipoise(&["extract", &input, "-o", &output, "--skip-unreadable"]).output().expect("the binary runs");
     let stderr = text(&skipping.stderr);
     assert!(skipping.status.success() && stderr.contains("skipped 1 of 4 images"), "{stderr}");
+    assert!(stderr.contains("images/clock: No such file"), "{stderr}");
 }
 
 #[test]

@@ -122,6 +122,7 @@ fn without_a_number_of_classes_the_largest_label_makes_it() {
     let bytes = npz(&good_features(), &labels);
     let error = FeatureSet::read_from(std::io::Cursor::new(&bytes), None, ENOUGH).unwrap_err();
     assert!(matches!(error, FeatureSetError::LabelOutOfRange { row: 1, .. }), "{error:?}");
+    assert!(error.to_string().ends_with("is 16777216, and a label is from 0 to 16777215"), "{error}");
 }
 
 #[test]
@@ -142,7 +143,7 @@ fn what_is_put_together_in_memory_is_checked_too() {
     let error = FeatureSet::new(features(), vec![2], 3).unwrap_err();
     assert!(matches!(error, FeatureSetError::LengthMismatch { rows: 2, labels: 1 }), "{error:?}");
     let error = FeatureSet::new(features(), vec![0, 3], 3).unwrap_err();
-    assert!(matches!(error, FeatureSetError::LabelOutOfRange { row: 1, label: 3, num_classes: 3 }), "{error:?}");
+    assert!(matches!(error, FeatureSetError::LabelOutOfRange { row: 1, label: 3, num_classes: Some(3) }), "{error:?}");
     assert!(FeatureSet::new(features(), vec![0, 0], 0).unwrap_err().to_string().contains("0 classes"));
     let error = FeatureSet::new(array![[1.0, 2.0], [0.0, f32::NAN]], vec![2, 0], 3).unwrap_err();
     assert!(matches!(error, FeatureSetError::NotFinite { row: 1, column: 1 }), "{error:?}");

@@ -148,6 +148,27 @@ fn every_flipped_bit_and_every_missing_byte_of_a_converted_file_is_found() {
 }
 
 #[test]
+fn a_number_of_classes_that_cannot_be_is_refused_unless_the_caller_knows_better() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = convert(folder.path(), &good_npz(), &expected(Some(3)));
+    let good = std::fs::read(&path).unwrap();
+    let data_start = 8 + usize::try_from(u64::from_le_bytes(good[..8].try_into().unwrap())).unwrap();
+    let text = String::from_utf8(good[8..data_start].to_vec()).unwrap();
+    for classes in ["0", "16777217", "99999999999", "18446744073709551615", "18446744073709551616", "many"] {
+        let header = text.replacen("\"classes\":\"3\"", &format!("\"classes\":\"{classes}\""), 1);
+        let spaces = header.len() - text.len();
+        std::fs::write(&path, tensor_file(&header[..header.len() - spaces], &good[data_start..])).unwrap();
+        let error = FeatureSet::read(&path, None, ENOUGH).unwrap_err();
+        assert!(matches!(error, FeatureSetError::Classes { .. }), "{classes}: {error:?}");
+        assert!(
+            error.to_string().contains(&format!("`{classes}` classes, which must be from 1 to 16777216")),
+            "{error}"
+        );
+        assert_eq!(FeatureSet::read(&path, Some(3), ENOUGH).unwrap().num_classes(), 3);
+    }
+}
+
+#[test]
 fn what_cannot_be_mapped_is_refused_by_map_and_read_by_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("set");

@@ -37,7 +37,7 @@ fn two_steps_of_crt_have_the_worked_values() {
     let (features, labels) = (matrix(&file["X"]), indices(&file["y"]));
     for (name, mut engine) in engines() {
         let mut parameters = [singles(&file["W0"]), singles(&file["b0"])].concat();
-        let mut sgd = Sgd::new(parameters.len(), 0.9, 5e-4);
+        let mut sgd = Sgd::new(parameters.len(), 0.9, 5e-4, 2);
         for (number, step) in file["steps"].as_array().unwrap().iter().enumerate() {
             let batch = Batch {
                 table: features.view(),
@@ -69,7 +69,7 @@ fn two_steps_of_lws_have_the_worked_values() {
     let labels = indices(&train["y"]);
     for (name, mut engine) in engines() {
         let mut scale = singles(&train["init_scales"]);
-        let mut sgd = Sgd::new(4, 0.9, 5e-4);
+        let mut sgd = Sgd::new(4, 0.9, 5e-4, 2);
         for (number, step) in train["steps"].as_array().unwrap().iter().enumerate() {
             let batch = Batch {
                 table: scores.view(),
@@ -106,7 +106,7 @@ fn six_steps_on_drawn_batches_are_those_of_torch() {
     for (name, mut engine) in engines() {
         let mut parameters = [weight.clone(), bias.clone()].concat();
         let mut scale = vec![1.0f32; 5];
-        let (mut sgd, mut sgd_of_scale) = (Sgd::new(45, 0.9, 5e-4), Sgd::new(5, 0.9, 5e-4));
+        let (mut sgd, mut sgd_of_scale) = (Sgd::new(45, 0.9, 5e-4, 2), Sgd::new(5, 0.9, 5e-4, 2));
         let steps = file["batches"].as_array().unwrap().iter();
         let expected = file["linear_steps"].as_array().unwrap().iter().zip(file["scale_steps"].as_array().unwrap());
         for (number, (batch, (linear, scaled))) in steps.zip(expected).enumerate() {

@@ -43,7 +43,7 @@ fn fit_plainly(
     validation: Validation<'_>,
     base: Option<&Head>,
 ) -> Result<Fitted, FitError> {
-    let task = FitTask { recipe, features, validation, base, shots: None, cache_bytes: 1 << 30 };
+    let task = FitTask { recipe, features, validation, base, train_counts: None, cache_bytes: 1 << 30 };
     fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Continue(())))
 }
 

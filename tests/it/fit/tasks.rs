@@ -3,9 +3,13 @@
 use std::ops::ControlFlow;
 
 use equipoise::{
-    dataset::FeatureSet,
-    fit::{FitError, FitTask, Fitted, PlainEngine, Recipe, RecipeError, Validation, Watch, fit},
-    heads::{Head, HeadKind, Parameters, Scores, TrainPrior},
+    dataset::{FeatureSet, Shot},
+    evaluate::{Accuracies, warnings},
+    fit::{
+        FitError, FitTask, Fitted, PlainEngine, Recipe, RecipeError, Samples, Validation, Watch, fit, measure,
+        stratified_holdout,
+    },
+    heads::{Head, HeadKind, Parameters, Scores, Settings, TrainPrior},
 };
 use ndarray::Array2;
 use serde_json::{Value, json as value};
@@ -296,21 +300,55 @@ fn what_a_head_file_says_of_a_fit_counts_the_rows_that_were_fitted() {
     }
 }
 
+/// What tau is chosen on says nothing of what the weights were fitted on.
 #[test]
-fn tau_norm_counts_every_row_as_nothing_is_fitted_on_those_that_are_kept() {
-    // 22, 21 and 19 rows; without every tenth the medium classes are few.
+fn tau_norm_has_the_counts_of_its_base_or_the_given_ones_and_never_those_of_its_rows() {
     let labels: Vec<u32> = [0; 22].into_iter().chain([1; 21]).chain([2; 19]).collect();
     let feature = |(row, column): (usize, usize)| {
         ((row * 37 + column * 101) % 23) as f32 / 23.0 + if column == labels[row] as usize { 2.0 } else { 0.0 }
     };
     let set = FeatureSet::new(Array2::from_shape_fn((62, 8), feature), labels.clone(), 3).unwrap();
     let base = base_of_size(1.0).weights().matrix().slice(ndarray::s![..3, ..]).to_owned();
-    let base = Head::new(HeadKind::Joint, Parameters::Linear { weight: base, bias: None, scale: None }, None);
     let recipe = recipe(HeadKind::TauNorm, value!({}));
-    let fitted = fit_plainly(&recipe, &set, Validation::Holdout(0.1), Some(&base)).unwrap();
-    assert_eq!(fitted.head.train_counts(), Some(&[22, 21, 19][..]));
-    let report = fitted.report.unwrap().report;
-    assert!(report.accuracies.medium.is_some() && report.accuracies.few.is_some(), "{:?}", report.accuracies);
+    let (of_base, given): (&[u64], &[u64]) = (&[200, 30, 30], &[500, 5, 5]);
+    for (of_base, given, of_head, groups) in [
+        (None, None, None, [false, false, false]),
+        (None, Some(given), Some(given), [true, false, true]),
+        (Some(of_base), None, Some(of_base), [true, true, false]),
+        (Some(of_base), Some(given), Some(of_base), [true, false, true]),
+    ] {
+        let parameters = Parameters::Linear { weight: base.clone(), bias: None, scale: None };
+        let base = Head::new(HeadKind::Joint, parameters, of_base.map(<[u64]>::to_vec));
+        let task = FitTask {
+            recipe: &recipe,
+            features: &set,
+            validation: Validation::Holdout(0.1),
+            base: Some(&base),
+            train_counts: given,
+            cache_bytes: 1 << 30,
+        };
+        let watch = &mut |_| ControlFlow::Continue(());
+        let fitted = fit(&task, &mut PlainEngine::default(), &mut Watch::new(watch)).unwrap();
+        assert_eq!(fitted.head.train_counts(), of_head);
+        let Accuracies { many, medium, few, .. } = fitted.report.unwrap().report.accuracies;
+        assert_eq!([many, medium, few].map(|share| share.is_some()), groups, "{of_base:?}, {given:?}");
+    }
+}
+
+#[test]
+fn training_counts_of_another_number_of_classes_are_refused() {
+    let set = small_set(0.0);
+    let task = FitTask {
+        recipe: &recipe(HeadKind::Ncm, value!({})),
+        features: &set,
+        validation: Validation::None,
+        base: None,
+        train_counts: Some(&[1, 2, 3]),
+        cache_bytes: 0,
+    };
+    let watch = &mut |_| ControlFlow::Continue(());
+    let error = fit(&task, &mut PlainEngine::default(), &mut Watch::new(watch)).unwrap_err().to_string();
+    assert_eq!(error, "the table of training counts has 3 classes, and the feature set has 4");
 }
 
 #[test]
@@ -322,7 +360,7 @@ fn a_fit_ends_when_its_watcher_says_so() {
             features: &set,
             validation: Validation::Holdout(0.2),
             base: Some(&joint),
-            shots: None,
+            train_counts: None,
             cache_bytes: 1 << 30,
         };
         let outcome = fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Break(())));
@@ -344,7 +382,7 @@ fn progress_goes_from_0_to_1_and_never_back() {
             features: &set,
             validation: Validation::Holdout(0.2),
             base: Some(&joint),
-            shots: None,
+            train_counts: None,
             cache_bytes: 1 << 30,
         };
         let mut told = Vec::new();
@@ -369,7 +407,7 @@ fn lws_without_a_cache_gives_the_same_factors() {
                 features: &set,
                 validation: Validation::Holdout(0.2),
                 base: Some(&joint),
-                shots: None,
+                train_counts: None,
                 cache_bytes,
             };
             fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut |_| ControlFlow::Continue(()))).unwrap()
@@ -386,4 +424,149 @@ fn a_recipe_that_takes_few_steps_is_warned_of() {
     assert!(fitted.warnings.iter().any(|w| w.contains("`batch_size` is 60")), "{:?}", fitted.warnings);
     assert!(fitted.warnings.iter().any(|w| w.contains("10 steps")), "{:?}", fitted.warnings);
     assert_eq!(fitted.head.provenance()["batch_size"], "60");
+}
+
+/// Where it was fitted or chosen, as its provenance and an evaluation say it.
+#[test]
+fn a_head_was_chosen_on_a_set_only_if_something_was_chosen() {
+    let (set, other, base) = (small_set(0.0), small_set(0.1), base_of_small_sets());
+    let one = value!({"tau": [0.5], "bias": "keep"});
+    for (method, params, is_fitted, chosen) in [
+        (HeadKind::Crt, value!({"solver": "lbfgs"}), true, vec![]),
+        (HeadKind::Ncm, value!({}), true, vec![]),
+        (HeadKind::Crt, value!({"epochs": 1, "batch_size": 8}), true, vec![]),
+        (HeadKind::Crt, value!({"epochs": 2, "batch_size": 8}), true, vec!["epoch"]),
+        (HeadKind::TauNorm, one, false, vec![]),
+        (HeadKind::TauNorm, value!({"bias": "keep"}), false, vec!["tau"]),
+    ] {
+        let (what, recipe) = (format!("{method} {params}"), recipe(method, params));
+        for (validation, validated_on) in [(Validation::Set(&other), &other), (Validation::Holdout(0.2), &set)] {
+            let Fitted { head, report, .. } = fit_plainly(&recipe, &set, validation, Some(&base)).unwrap();
+            let report = report.unwrap();
+            assert_eq!(report.chosen_on_this_set, chosen, "{what}");
+            assert_eq!(report.epoch.is_some(), chosen == ["epoch"], "{what}");
+            let expected = (!chosen.is_empty()).then(|| validated_on.digest().to_hex());
+            assert_eq!(head.provenance().get("validation_set_digest"), expected.as_ref(), "{what}");
+            let found = warnings(&head, "it", validated_on).join(" ");
+            assert_eq!(found.contains("it was chosen on this very set"), !chosen.is_empty(), "{what}: {found}");
+            let found = warnings(&head, "it", &set).join(" ");
+            assert_eq!(found.contains("it was fitted on this very set"), is_fitted, "{what}: {found}");
+        }
+    }
+}
+
+/// A linear head that fits small sets and was fitted nowhere.
+fn base_of_small_sets() -> Head {
+    Head::new(HeadKind::Joint, Parameters::Linear { weight: Array2::eye(4), bias: None, scale: None }, None)
+}
+
+#[test]
+fn what_a_base_has_met_is_no_test_of_what_is_made_of_it() {
+    let (a, b, c) = (small_set(0.0), small_set(0.1), small_set(0.2));
+    let lbfgs = |method| recipe(method, value!({"solver": "lbfgs"}));
+    let tau = recipe(HeadKind::TauNorm, value!({}));
+    let fitted = |recipe: &Recipe, set, validation, base: Option<&Head>| {
+        let Fitted { head, warnings, .. } = fit_plainly(recipe, set, validation, base).unwrap();
+        (head, warnings.into_iter().filter(|words| words.contains("the base was fitted")).count())
+    };
+    let (crt, _) = fitted(&lbfgs(HeadKind::Crt), &a, Validation::None, None);
+    let (lws, n_warnings) = fitted(&lbfgs(HeadKind::Lws), &b, Validation::Set(&c), Some(&crt));
+    assert_eq!(n_warnings, 0);
+    let of_base = "the base of it was fitted on this very set: on samples that it has never met it gets less right";
+    assert_eq!(warnings(&lws, "it", &a), [of_base]);
+    assert_eq!(warnings(&lws, "it", &b), [of_base.trim_start_matches("the base of ")]);
+    assert!(warnings(&lws, "it", &c).is_empty());
+    // Two steps on, of a fitted head or one that is derived, they have met what they have met.
+    let derived = lws.derive(HeadKind::TauNorm, *lws.initial_settings()).unwrap();
+    assert_eq!(warnings(&derived, "it", &a), [of_base]);
+    let (of_lws, _) = fitted(&tau, &b, Validation::Set(&c), Some(&lws));
+    assert_eq!((warnings(&of_lws, "it", &a).len(), warnings(&of_lws, "it", &b)), (1, vec![of_base.to_owned()]));
+    // What is derived of one whose tau alone was chosen has not been fitted there.
+    let derived =
+        fitted(&tau, &c, Validation::Set(&b), Some(&crt)).0.derive(HeadKind::TauNorm, *lws.initial_settings());
+    assert!(warnings(&derived.unwrap(), "it", &c).is_empty());
+
+    // Choosing on what the base was fitted on.
+    for (recipe, set, validation, n) in [
+        (&tau, &a, Validation::Holdout(0.2), 1),
+        (&tau, &b, Validation::Set(&a), 1),
+        (&tau, &a, Validation::Set(&b), 0),
+        (&lbfgs(HeadKind::Lws), &a, Validation::Holdout(0.2), 1),
+    ] {
+        assert_eq!(fitted(recipe, set, validation, Some(&crt)).1, n, "{recipe:?} {validation:?}");
+    }
+    // The same rows are held out again, and others.
+    let (crt, _) = fitted(&lbfgs(HeadKind::Crt), &a, Validation::Holdout(0.2), None);
+    for (share, n) in [(0.2, 0), (0.3, 1)] {
+        assert_eq!(fitted(&tau, &a, Validation::Holdout(share), Some(&crt)).1, n, "{share}");
+    }
+}
+
+#[test]
+fn a_row_whose_logits_are_not_finite_is_named_with_its_set_and_the_setting() {
+    let (set, other) = (small_set(0.0), small_set(0.1));
+    let dot = recipe(HeadKind::Ncm, value!({"transform": "none", "metric": "dot"}));
+    let with_large_row = |set: &FeatureSet, row: usize| {
+        let mut features = set.features().to_owned();
+        features.row_mut(row).fill(3e38);
+        FeatureSet::new(features, set.labels().to_vec(), 4).unwrap()
+    };
+    let error = |recipe: &Recipe, set: &FeatureSet, validation, base: Option<&Head>| {
+        fit_plainly(recipe, set, validation, base).unwrap_err().to_string()
+    };
+    let large = with_large_row(&other, 7);
+    let found = error(&dot, &set, Validation::Set(&large), None);
+    assert_eq!(found, "the logits of row 7 of the validation set are not finite");
+    let (_, held_out) = stratified_holdout(set.labels(), 4, 0.2, 0);
+    let row = held_out[3];
+    let found = error(&dot, &with_large_row(&set, row as usize), Validation::Holdout(0.2), None);
+    assert_eq!(found, format!("the logits of row {row} of the feature set are not finite"));
+
+    let weight = Array2::eye(4) * 1e-10;
+    let tiny = Head::new(HeadKind::Joint, Parameters::Linear { weight, bias: None, scale: None }, None);
+    let tau = recipe(HeadKind::TauNorm, value!({"tau": [5], "bias": "drop"}));
+    let found = error(&tau, &set, Validation::Set(&other), Some(&tiny));
+    assert_eq!(found, "the logits of row 0 of the validation set are not finite at tau 5");
+}
+
+/// What one value of tau needs for each class would be too much for many values at once.
+#[test]
+fn many_settings_of_many_classes_are_tried_in_groups_with_the_same_result() {
+    const N_CLASSES: usize = 140_000;
+    let features = Array2::from_shape_fn((6, 2), |(row, column)| (row * 7 + column * 5) as f32 % 4.0 - 1.0);
+    let set = FeatureSet::new(features.clone(), vec![0, 1, 2, 0, 1, 2], N_CLASSES).unwrap();
+    let other = FeatureSet::new(features * 2.0, vec![0, 1, 2, 0, 1, 2], N_CLASSES).unwrap();
+    let weight = Array2::from_shape_fn((N_CLASSES, 2), |(class, column)| 1.0 / (1 + class + column) as f32);
+    let base = Head::new(HeadKind::Joint, Parameters::Linear { weight, bias: None, scale: None }, None);
+    let curve = |params: Value| {
+        let task = FitTask {
+            recipe: &recipe(HeadKind::TauNorm, params),
+            features: &set,
+            validation: Validation::Set(&other),
+            base: Some(&base),
+            train_counts: None,
+            cache_bytes: 0,
+        };
+        let mut told = Vec::new();
+        let mut on_progress = |progress: Option<equipoise::fit::Progress>| {
+            told.extend(progress.map(|progress| progress.done));
+            ControlFlow::Continue(())
+        };
+        let fitted = fit(&task, &mut PlainEngine::default(), &mut Watch::new(&mut on_progress)).unwrap();
+        assert!(told.windows(2).all(|pair| pair[0] <= pair[1]) && told.last() == Some(&1.0), "{told:?}");
+        (fitted.report.unwrap().curve.unwrap(), fitted.head)
+    };
+    let tau: Vec<f64> = (0..=10).map(|step| f64::from(step) / 2.0).collect();
+    let (all, head) = curve(value!({"tau": tau}));
+    let by_bias = ["drop", "keep", "scale"].map(|bias| curve(value!({"tau": tau, "bias": bias})).0);
+    assert_eq!(all, by_bias.concat());
+
+    let evaluate = |settings: &[Settings]| {
+        let (samples, mut nobody) = (Samples::all(&other), |_| ControlFlow::Continue(()));
+        let (shots, mut watch) = ([Shot::Unknown; N_CLASSES], Watch::new(&mut nobody));
+        let evaluations = measure(&samples, &head, settings, &shots, &mut PlainEngine::default(), &mut watch);
+        evaluations.unwrap().iter().map(|evaluation| evaluation.report()).collect::<Vec<_>>()
+    };
+    let tried = [0.0, 5.0].map(|tau| Settings { tau: Some(tau), ..*head.initial_settings() });
+    assert_eq!(evaluate(&tried), tried.map(|settings| evaluate(&[settings])).concat());
 }

@@ -115,6 +115,10 @@ fn metadata_that_cannot_be_are_named() {
         check(&linear(&with(&[("classes", classes)])), variant!(Value), &["`classes`", "an integer above 0", classes]);
     }
     check(&linear(&with(&[("train_prior", "balanced")])), variant!(Value), &["`train_prior`", "uniform"]);
+    for (kind, transform) in [("joint", "l2n"), ("crt", "cl2n"), ("tau_norm", "foo"), ("joint", "")] {
+        let bytes = linear(&with(&[("kind", kind), ("transform", transform)]));
+        check(&bytes, variant!(Value), &["`transform`", &format!("`{transform}`"), "none for a head of kind", kind]);
+    }
     let tau_norm = |key, value| linear(&with(&[("kind", "tau_norm"), (key, value)]));
     check(&tau_norm("bias", "zero"), variant!(Value), &["`bias`", "drop, keep, scale"]);
     check(&tau_norm("tau", "much"), variant!(Value), &["`tau`", "`much`", "a number"]);
