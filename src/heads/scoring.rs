@@ -199,9 +199,9 @@ fn write_logits(
 fn largest_logit(raw: &[Lanes], scale: &[Lanes], shift: &[Lanes], (other, shift_of_other): (usize, &Lanes)) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut take = |raw: &Lanes, scale: &Lanes, shift: &Lanes| {
+    let mut take = |Lanes(raw): &Lanes, Lanes(scale): &Lanes, Lanes(shift): &Lanes| {
         for lane in 0..LANES {
-            lanes[lane] = larger(scale.0[lane] * raw.0[lane] + shift.0[lane], lanes[lane]);
+            lanes[lane] = larger(scale[lane] * raw[lane] + shift[lane], lanes[lane]);
         }
     };
     let blocks = || raw.iter().zip(scale).zip(shift);
