@@ -4,10 +4,15 @@ use serde_json::{Value, json};
 
 use super::{feature_rows, head_file};
 use crate::app::{Answer, Setup, TOKEN, TestApp, send};
+use crate::schema::violations;
 
 pub(crate) async fn audit(app: &TestApp, query: &str) -> Value {
     let path = format!("/admin/v1/audit{query}");
-    send(app.request("GET", &path).bearer_auth(TOKEN)).await.expect(200).json()
+    let page = send(app.request("GET", &path).bearer_auth(TOKEN)).await.expect(200).json();
+    let api: Value = serde_json::from_str(include_str!("../../../src/http/openapi.json")).unwrap();
+    let wrong = violations(&api, &api["components"]["schemas"]["AuditPage"], &page);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    page
 }
 
 pub(super) async fn roll_back(app: &TestApp) -> Answer {
