@@ -23,7 +23,7 @@ const WEIGHTS: &str = "weights.bin";
 /// Smaller ones stay in the graph.
 const SMALLEST_WEIGHTS_BYTES: &str = "1024";
 
-/// Where copies have been made. What is gone is no longer there to be removed.
+/// Where copies are being made.
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Removes the copies that are being made, for the end of a process that does not wait for that: they are as large as the weights.
@@ -109,7 +109,9 @@ fn sharing_sessions(
         let builder = configure(runtime, options, Provider::Cpu, None)?;
         builder.with_optimization_level(GraphOptimizationLevel::Disable)?.commit_from_file(&path)
     };
-    Ok(options.iter().map(session).collect::<ort::Result<_>>()?)
+    let sessions = options.iter().map(session).collect::<ort::Result<_>>();
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner).retain(|making| making != folder.path());
+    Ok(sessions?)
 }
 
 #[cfg(test)]

@@ -86,6 +86,7 @@ fn model(shared: Option<&Arc<InMemory>>) -> (Arc<Model>, TempDir) {
     let model = Model {
         labels: vec!["a".to_owned(), "b".to_owned()],
         shots: vec![Shot::Unknown; 2],
+        train_counts: None,
         provider: Provider::Cpu,
         threads: 1,
         lone_threads: 1,
