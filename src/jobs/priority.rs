@@ -26,24 +26,8 @@ pub(super) fn at_low_priority<T: Send>(name: &str, work: impl FnOnce() -> T + Se
 
 fn lower_priority() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS).map_err(Into::into).and_then(|()| idle()) {
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::warn!(%error, "the priority of a fit cannot be lowered");
-    }
-}
-
-/// Linux's policy for what has the cores when nobody else wants them.
-///
-/// Niceness alone tells Linux how to share a core. A core on which only this runs counts as busy, so that a thread that wakes waits on
-/// another one, behind what serves there, until the two are evened out some 20 ms later; by this policy it counts as free.
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn idle() -> std::io::Result<()> {
-    // SAFETY: all of it are numbers.
-    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: it reads the parameters, which are there.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
     }
 }
 
@@ -64,16 +48,10 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    #[allow(unsafe_code)]
-    fn its_threads_have_the_lowest_priority_and_the_caller_keeps_its_own() {
-        fn priority() -> (i32, i32) {
-            // SAFETY: it reads and writes no memory.
-            (rustix::process::getpriority_process(None).unwrap(), unsafe { libc::sched_getscheduler(0) })
-        }
+    fn its_thread_has_the_lowest_priority_and_the_caller_keeps_its_own() {
+        let priority = || rustix::process::getpriority_process(None).unwrap();
         let before = priority();
-        let of_both = || (priority(), std::thread::spawn(priority).join().unwrap());
-        let lowest = (NICENESS, libc::SCHED_IDLE);
-        assert_eq!(at_low_priority("evaluation", of_both), Ok((lowest, lowest)));
+        assert_eq!(at_low_priority("evaluation", priority), Ok(NICENESS));
         assert_eq!(priority(), before);
     }
 }
