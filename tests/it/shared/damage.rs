@@ -110,15 +110,20 @@ async fn a_damaged_file_is_counted_once_and_no_longer_when_it_is_whole_again() {
     assert_eq!((samples.get(REACHABLE), samples.get(GENERATION)), (1.0, 2.0));
 }
 
+/// A server that has published `mine` and ended, and the model's folder in its store, if that is one.
+async fn with_mine(store: &Store) -> Option<(Setup, PathBuf)> {
+    let (model, setup) = (model(store)?, store.server(NEVER));
+    let app = setup.start();
+    app.put_head("mine", head_file(1, None)).await.expect(201);
+    app.shutdown();
+    Some((setup, model))
+}
+
 #[tokio::test]
 async fn a_head_file_that_the_store_lost_or_cut_short_is_written_again_by_who_has_a_copy() {
     for is_cut_short in [false, true] {
         let store = Store::new();
-        let Some(model) = model(&store) else { return };
-        let setup = store.server(NEVER);
-        let app = setup.start();
-        app.put_head("mine", head_file(1, None)).await.expect(201);
-        app.shutdown();
+        let Some((setup, model)) = with_mine(&store).await else { return };
         for blob in std::fs::read_dir(model.join("blobs")).unwrap().map(|blob| blob.unwrap().path()) {
             match is_cut_short {
                 true => std::fs::write(blob, "cut").unwrap(),
@@ -135,11 +140,7 @@ async fn a_head_file_that_the_store_lost_or_cut_short_is_written_again_by_who_ha
 #[tokio::test]
 async fn a_head_file_that_cannot_be_written_again_keeps_no_server_from_starting_that_has_a_copy() {
     let store = Store::new();
-    let Some(model) = model(&store) else { return };
-    let setup = store.server(NEVER);
-    let app = setup.start();
-    app.put_head("mine", head_file(1, None)).await.expect(201);
-    app.shutdown();
+    let Some((setup, model)) = with_mine(&store).await else { return };
     let blob = model.join("blobs").join(Digest::of(&head_file(1, None)).to_hex());
     std::fs::remove_file(&blob).unwrap();
     // Nothing takes the place of a folder that is not empty.
