@@ -100,9 +100,9 @@ pub trait Engine: Send {
         std::thread::available_parallelism().map_or(1, usize::from)
     }
 
-    /// The threads it computes on, if that is on the host: what a fit can do there by itself, and faster, it then does.
-    fn host_threads(&self) -> Option<usize> {
-        None
+    /// Whether it may be left out, on the host, where a fit can do by itself, and faster, what it does.
+    fn may_be_left_out(&self) -> bool {
+        false
     }
 
     /// The loss `Σᵢ ωᵢ (log Σⱼ exp zᵢⱼ − zᵢ,yᵢ)` of `z = x Wᵀ + b`, and its gradient.

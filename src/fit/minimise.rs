@@ -108,14 +108,17 @@ impl Steps {
         start: Vec<f32>,
         engine: &dyn Engine,
     ) -> Self {
-        let together = match (loss, engine.host_threads()) {
-            (Loss::Linear, Some(n_threads)) => LinearSgd::new(recipe, &start, feature_dim, batch_size, n_threads),
+        let n_threads = engine.threads();
+        let together = match loss {
+            Loss::Linear if engine.may_be_left_out() => {
+                LinearSgd::new(recipe, &start, feature_dim, batch_size, n_threads)
+            }
             _ => None,
         };
         match together {
             Some(steps) => Self::Together(steps),
             None => {
-                let sgd = Sgd::new(start.len(), recipe.momentum, recipe.weight_decay, engine.threads());
+                let sgd = Sgd::new(start.len(), recipe.momentum, recipe.weight_decay, n_threads);
                 Self::Apart { sgd, parameters: start }
             }
         }

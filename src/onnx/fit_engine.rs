@@ -170,8 +170,8 @@ impl Engine for FitEngine {
         self.options.threads
     }
 
-    fn host_threads(&self) -> Option<usize> {
-        (self.provider == Provider::Cpu).then_some(self.options.threads)
+    fn may_be_left_out(&self) -> bool {
+        self.provider == Provider::Cpu
     }
 
     fn linear_gradient(
